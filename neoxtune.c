@@ -1,0 +1,9553 @@
+/* neoxtune: fine-tune GPT-NeoX (Pythia) language models, in one C file.
+ *
+ *     cc -O3 -pthread -o neoxtune neoxtune.c -lm
+ *     ./neoxtune train --model pythia-70m --data notes.txt --block-size 128 --output-dir tuned
+ *
+ * It reads a Hugging Face model directory as downloaded, tokenizes, trains, evaluates,
+ * generates, and writes a directory that Hugging Face loads. No package but libc and libm.
+ *
+ * To embed it: add neoxtune.c and neoxtune.h, compile with -DNXT_NO_MAIN, read neoxtune.h.
+ * To learn from it: read §6 (every operation and its gradient), §14 (what a model is), §15 to
+ * §17 (memory, forward, backward) and §20 (a training step), in that order. Sections marked
+ * (skip) only make an earlier one faster, or read an awkward format.
+ * Not here: several processes (a hook lets a host do it), quantised training, downloads.
+ *
+ * NOTATION   N rows (tokens of a micro-batch)   C channels   L layers   H heads   D head size
+ *            F feed-forward size   V vocabulary   T positions.   x (N,C): N rows of C values.
+ *            dx is the gradient of the summed loss with respect to x.
+ *
+ * CONTENTS
+ *   I    Ground
+ *   §1   Configuration
+ *   §2   Status, errors, log, cancellation
+ *   §3   Memory
+ *   §4   Threads
+ *   §5   Numbers
+ *   II   Operations
+ *   §6   Reference kernels
+ *   §7   Fast matmul (skip)
+ *   §8   Fast kernels (skip)
+ *   §9   The operation table
+ *   III  Files and text
+ *   §10  JSON
+ *   §11  Files
+ *   §12  pytorch_model.bin (skip)
+ *   §13  Tokenizer
+ *   IV   The model
+ *   §14  Architectures as data
+ *   §15  The memory of a pass
+ *   §16  Forward
+ *   §17  Backward
+ *   V    Training and use
+ *   §18  Data
+ *   §19  Saving models
+ *   §20  The optimizer and the trainer
+ *   §21  Generation
+ *   §22  Checkpoints and runs
+ *   §23  The program
+ *
+ * INVARIANTS, cited by number
+ *   I1  Nothing is used before it is defined: no static function is declared ahead.
+ *   I2  No mutable globals: two contexts share nothing.
+ *   I3  Library code never exits, prints or reads the environment.
+ *   I4  After nxt_trainer_create a training step asks the allocator for nothing.
+ *   I5  A kernel reads and writes only inside the views it was given.
+ *   I6  Results do not depend on the number of threads.
+ *   I7  Long sums run in LANES partial sums, or in double.
+ *   I8  Gradients accumulate; only grad_zero clears them.
+ *   I9  Device pointers are opened only by the backend that made them.
+ *   I10 What is saved is complete or absent: write, flush, rename.
+ *
+ * License: MIT. References are at the end of §23.
+ */
+
+/* ============================================================================
+ * § 1  Configuration
+ *
+ * Every `#if` that matters is here. A host says NXT_NO_X; this section turns that and
+ * what the compiler offers into NXT_HAS_X; the rest of the file tests NXT_HAS_X alone.
+ */
+#ifndef _GNU_SOURCE
+#define _GNU_SOURCE 1 /* madvise, sched_getaffinity: also under -std=c11 */
+#endif
+#include "neoxtune.h"
+
+#include <dirent.h>
+#include <errno.h>
+#include <fcntl.h>
+#include <inttypes.h>
+#include <math.h>
+#include <stdarg.h>
+#include <stdatomic.h>
+#include <stdbool.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+#include <sys/mman.h>
+#include <sys/stat.h>
+#include <time.h>
+#include <unistd.h>
+
+#if defined(__FAST_MATH__)
+#error "neoxtune needs IEEE arithmetic (infinities, NaN, ordered sums): drop -ffast-math"
+#endif
+
+#if defined(NXT_NO_THREADS)
+#define NXT_HAS_THREADS 0
+#else
+#define NXT_HAS_THREADS 1
+#include <pthread.h>
+#include <sched.h>
+#endif
+
+#if defined(__GNUC__) && defined(__x86_64__) && !defined(NXT_NO_SIMD)
+#define NXT_HAS_X86 1
+#include <cpuid.h>
+#include <immintrin.h>
+#else
+#define NXT_HAS_X86 0
+#endif
+
+#if defined(__GNUC__)
+#define ALWAYS_INLINE static inline __attribute__((always_inline, unused))
+#define PRINTF_LIKE(f, a) __attribute__((format(printf, f, a)))
+#define UNUSED __attribute__((unused))
+#else
+#define ALWAYS_INLINE static inline
+#define PRINTF_LIKE(f, a)
+#define UNUSED
+#endif
+
+/* GCC with a strict -std=c11 never fuses a*b+c, which halves the speed of every kernel
+ * here; clang contracts within a statement either way. Hot kernels ask for it by name. */
+#if defined(__GNUC__) && !defined(__clang__)
+#define FUSED __attribute__((optimize("fp-contract=fast")))
+#else
+#define FUSED
+#endif
+
+typedef uint8_t u8;
+typedef uint16_t u16;
+typedef uint32_t u32;
+typedef uint64_t u64;
+typedef int32_t i32;
+typedef int64_t i64;
+
+_Static_assert(sizeof(float) == 4 && sizeof(double) == 8, "IEEE single and double");
+_Static_assert(sizeof(size_t) == 8, "64-bit hosts: files are mapped whole");
+
+#ifndef NXT_ASSERT /* what only a mistake in this file could break; hosts may redefine it */
+#define NXT_ASSERT(condition) ((void)0)
+#endif
+
+#define COUNT(a) ((i64)(sizeof(a) / sizeof((a)[0])))
+
+static inline i64 min64(i64 a, i64 b) { return a < b ? a : b; }
+static inline i64 max64(i64 a, i64 b) { return a > b ? a : b; }
+static inline i64 ceil_div(i64 a, i64 b) { return (a + b - 1) / b; }
+
+/* ============================================================================
+ * § 2  Status, errors, log, cancellation
+ *
+ * Anything that touches the outside world returns nxt_status, and the function that
+ * finds the fault writes the sentence: file, place, reason. Callers pass the status up
+ * with TRY and add nothing. The numeric half of the file (§6 to §8, forward, backward)
+ * returns nothing at all: shapes are checked before it starts, and what can go wrong
+ * there (a loss that is not finite) is looked at once per step.
+ */
+typedef struct pool pool; /* §4 */
+
+struct nxt_context {
+    nxt_context_config config;
+    char message[1024];      /* the sentence of the latest failure */
+    atomic_int cancelled;
+    size_t bytes_now, bytes_peak;
+    pool *pool;              /* §4; NULL when the host lends its own, or for one thread */
+    int threads;
+    const char *cpu;         /* the kernels in use: §9 */
+    const nxt_backend *ops;  /* the operation table in use: §9 */
+    nxt_backend table;       /* the CPU's */
+    void *device;            /* the table's own state; the context itself on the CPU */
+    float *workspace;        /* packed panels of the matrix product: §7 */
+    struct arena_chunk *kept; /* texts that live as long as the context */
+    double flops;            /* of the matrix products so far, for reports */
+};
+
+#define TRY(call)                                                                          \
+    do {                                                                                   \
+        nxt_status try_status = (call);                                                    \
+        if (try_status != NXT_OK) return try_status;                                       \
+    } while (0)
+
+/* For functions that clean up at a label: sets `status` and goes there. */
+#define TRY_GOTO(label, call)                                                              \
+    do {                                                                                   \
+        status = (call);                                                                   \
+        if (status != NXT_OK) goto label;                                                  \
+    } while (0)
+
+const char *nxt_version(void) { return "0.1.0"; }
+
+const char *nxt_status_name(nxt_status status) {
+    static const char *const names[] = {"ok",          "argument", "memory", "io",
+                                        "format",      "unsupported", "shape", "device",
+                                        "diverged",    "cancelled"};
+    return (unsigned)status < COUNT(names) ? names[status] : "unknown";
+}
+
+/* Writes the sentence and returns the status, so that a check reads
+ *     if (bad) return fail(cx, NXT_FORMAT, "%s: ...", path);                            */
+PRINTF_LIKE(3, 4)
+static nxt_status fail(nxt_context *cx, nxt_status status, const char *format, ...) {
+    va_list args;
+    va_start(args, format);
+    vsnprintf(cx->message, sizeof cx->message, format, args);
+    va_end(args);
+    return status;
+}
+
+/* The operating system's own reason, for a path. */
+static nxt_status fail_errno(nxt_context *cx, const char *path, const char *doing) {
+    return fail(cx, errno == ENOMEM ? NXT_MEMORY : NXT_IO, "%s: cannot %s: %s", path, doing,
+                strerror(errno));
+}
+
+PRINTF_LIKE(3, 4)
+static void say(nxt_context *cx, nxt_log_level level, const char *format, ...) {
+    char line[1024];
+    va_list args;
+    if (!cx->config.log) return;
+    va_start(args, format);
+    vsnprintf(line, sizeof line, format, args);
+    va_end(args);
+    cx->config.log(cx->config.user, level, line);
+}
+
+const char *nxt_error_message(const nxt_context *cx) {
+    return cx ? cx->message : "no context (out of memory, or a bad context config)";
+}
+
+void nxt_cancel(nxt_context *cx) { atomic_store(&cx->cancelled, 1); }
+void nxt_cancel_clear(nxt_context *cx) { atomic_store(&cx->cancelled, 0); }
+
+static nxt_status check_cancel(nxt_context *cx) {
+    if (!atomic_load_explicit(&cx->cancelled, memory_order_relaxed)) return NXT_OK;
+    return fail(cx, NXT_CANCELLED, "cancelled");
+}
+
+/* ============================================================================
+ * § 3  Memory
+ *
+ * All memory comes from the context's allocator, through mem_get. A block carries its
+ * size in the 64 bytes before it, so that the context can count what it holds (the plan
+ * that `info` prints is checked against that count) and so that rows start on a cache
+ * line. Large blocks ask the kernel for huge pages: a training step walks a gigabyte,
+ * and with 4 KB pages the translation misses alone cost some percent.
+ *
+ * Three ways to hold memory:  one block (mem_get / mem_drop);  an arena, for the many
+ * small pieces that live and die together (a JSON tree, a tokenizer);  a buffer that
+ * grows (text, lists).
+ */
+enum { BLOCK_HEADER = 64, HUGE_PAGE = 2 << 20 };
+
+typedef struct block_header {
+    void *base;   /* what the allocator returned */
+    size_t bytes; /* what was asked of it */
+} block_header;
+
+static void *default_allocate(void *user, size_t bytes) {
+    (void)user;
+    if (bytes < 2 * HUGE_PAGE) return malloc(bytes);
+    void *p = NULL; /* aligned to a huge page, so that none is cut at either end */
+    if (posix_memalign(&p, HUGE_PAGE, bytes)) return NULL;
+#if defined(MADV_HUGEPAGE)
+    (void)madvise(p, bytes, MADV_HUGEPAGE); /* advice only: failing costs speed */
+#endif
+    return p;
+}
+
+static void default_release(void *user, void *memory, size_t bytes) {
+    (void)user, (void)bytes;
+    free(memory);
+}
+
+/* count * size bytes, not cleared, aligned to 64, through *out; NULL for nothing.
+ * The error says how much was wanted. */
+static nxt_status mem_get(nxt_context *cx, void *out, i64 count, size_t size) {
+    void **p = out; /* any pointer's address: object pointers share one representation */
+    *p = NULL;
+    if (count <= 0) return NXT_OK;
+    size_t bytes;
+    if (__builtin_mul_overflow((size_t)count, size, &bytes)
+        || __builtin_add_overflow(bytes, 2 * BLOCK_HEADER, &bytes))
+        return fail(cx, NXT_MEMORY, "a size overflows: %" PRId64 " x %zu bytes", count, size);
+    void *base = cx->config.allocate(cx->config.user, bytes);
+    if (!base)
+        return fail(cx, NXT_MEMORY, "out of memory: %.1f MB more are needed, %.1f MB are held",
+                    (double)bytes / 1e6, (double)cx->bytes_now / 1e6);
+    uintptr_t start = ((uintptr_t)base + 2 * BLOCK_HEADER - 1) & ~(uintptr_t)(BLOCK_HEADER - 1);
+    block_header *h = (block_header *)(start - sizeof *h);
+    h->base = base;
+    h->bytes = bytes;
+    cx->bytes_now += bytes;
+    if (cx->bytes_now > cx->bytes_peak) cx->bytes_peak = cx->bytes_now;
+    *p = (void *)start;
+    return NXT_OK;
+}
+
+static nxt_status mem_zero(nxt_context *cx, void *out, i64 count, size_t size) {
+    TRY(mem_get(cx, out, count, size));
+    if (count > 0) memset(*(void **)out, 0, (size_t)count * size);
+    return NXT_OK;
+}
+
+static void mem_drop(nxt_context *cx, void *p) {
+    if (!p) return;
+    block_header h = *(block_header *)((uintptr_t)p - sizeof h);
+    cx->bytes_now -= h.bytes;
+    cx->config.release(cx->config.user, h.base, h.bytes);
+}
+
+/* Grows *p (count elements used of *capacity) to hold at least `need`; doubles. */
+static nxt_status mem_grow(nxt_context *cx, void *inout, i64 count, i64 need, i64 *capacity,
+                           size_t size) {
+    void **p = inout;
+    if (need <= *capacity) return NXT_OK;
+    i64 bigger = max64(need, max64(16, *capacity + *capacity / 2));
+    void *q;
+    TRY(mem_get(cx, &q, bigger, size));
+    if (count > 0) memcpy(q, *p, (size_t)count * size);
+    mem_drop(cx, *p);
+    *p = q;
+    *capacity = bigger;
+    return NXT_OK;
+}
+
+/* -- arena ------------------------------------------------------------------------- */
+typedef struct arena_chunk {
+    struct arena_chunk *next;
+    size_t used, size;
+} arena_chunk;
+
+typedef struct arena {
+    nxt_context *cx;
+    arena_chunk *chunks;
+} arena;
+
+enum { ARENA_CHUNK = 64 << 10 };
+
+/* bytes aligned to 16, cleared; NULL after a failure, with the error written. */
+static void *arena_get(arena *a, size_t bytes) {
+    bytes = (bytes + 15) & ~(size_t)15;
+    arena_chunk *c = a->chunks;
+    if (!c || c->size - c->used < bytes) {
+        size_t size = bytes > ARENA_CHUNK ? bytes : ARENA_CHUNK;
+        if (mem_get(a->cx, &c, 1, sizeof *c + size) != NXT_OK) return NULL;
+        *c = (arena_chunk){.next = a->chunks, .used = 0, .size = size};
+        a->chunks = c;
+    }
+    void *p = (char *)(c + 1) + c->used;
+    c->used += bytes;
+    return memset(p, 0, bytes);
+}
+
+static char *arena_text(arena *a, const char *text, size_t n) {
+    char *s = arena_get(a, n + 1);
+    if (s && n) memcpy(s, text, n);
+    return s;
+}
+
+static void arena_free(arena *a) {
+    while (a->chunks) {
+        arena_chunk *c = a->chunks;
+        a->chunks = c->next;
+        mem_drop(a->cx, c);
+    }
+}
+
+/* Empties the arena and keeps one chunk, for a loop that fills it again and again. */
+static void arena_clear(arena *a) {
+    while (a->chunks && a->chunks->next) {
+        arena_chunk *c = a->chunks;
+        a->chunks = c->next;
+        mem_drop(a->cx, c);
+    }
+    if (a->chunks) a->chunks->used = 0;
+}
+
+/* -- buffer: bytes that grow. The first failure sticks in `status`, so that a writer may
+ *    add many pieces and check once. Always NUL-terminated after a write. ---------------- */
+typedef struct buffer {
+    nxt_context *cx;
+    char *p;
+    i64 n, capacity;
+    nxt_status status;
+} buffer;
+
+static void buffer_add(buffer *b, const void *bytes, i64 n) {
+    if (b->status == NXT_OK)
+        b->status = mem_grow(b->cx, &b->p, b->n, b->n + n + 1, &b->capacity, 1);
+    if (b->status != NXT_OK) return;
+    if (n) memcpy(b->p + b->n, bytes, (size_t)n);
+    b->n += n;
+    b->p[b->n] = 0;
+}
+
+static void buffer_text(buffer *b, const char *text) { buffer_add(b, text, (i64)strlen(text)); }
+
+PRINTF_LIKE(2, 3)
+static void buffer_print(buffer *b, const char *format, ...) {
+    char small[512];
+    va_list args;
+    va_start(args, format);
+    int n = vsnprintf(small, sizeof small, format, args);
+    va_end(args);
+    if (n < (int)sizeof small) {
+        buffer_add(b, small, n);
+        return;
+    }
+    if (b->status == NXT_OK)
+        b->status = mem_grow(b->cx, &b->p, b->n, b->n + n + 1, &b->capacity, 1);
+    if (b->status != NXT_OK) return;
+    va_start(args, format);
+    vsnprintf(b->p + b->n, (size_t)n + 1, format, args);
+    va_end(args);
+    b->n += n;
+}
+
+static void buffer_free(buffer *b) {
+    mem_drop(b->cx, b->p);
+    *b = (buffer){.cx = b->cx};
+}
+
+/* ============================================================================
+ * § 4  Threads
+ *
+ * One pool, one way to use it:  parallel_for(cx, n, fn, arg)  runs fn(arg, 0..n-1) and
+ * returns when all are done. Who runs which task is a race; what a task computes is not.
+ * The rule that makes results independent of the number of threads (I6): work is cut by
+ * its size, never by the number of threads; a task writes only what is its own; sums of
+ * several tasks are combined afterwards in the order of their indices.
+ *
+ * A job is handed out through one 64-bit ticket, {number of the job, next task}. A
+ * worker takes a task by raising the ticket with compare-and-swap, which fails when the
+ * job has changed meanwhile; so a worker that wakes late can neither run a task twice
+ * nor touch the next job by mistake. Idle workers spin for some microseconds (the gap
+ * between two operations of a step), then sleep until the next job.
+ */
+#if NXT_HAS_THREADS
+enum { MAX_THREADS = 256, SPIN = 4000, CLOSED = 0x7fffffff };
+
+struct pool {
+    _Atomic u64 ticket;          /* job << 32 | next task */
+    _Atomic i64 tasks, finished;
+    _Atomic(void *) arg;
+    _Atomic(void (*)(void *, i64)) fn;
+    atomic_int sleeping, quit;
+    pthread_mutex_t mutex;
+    pthread_cond_t wake;
+    int workers;
+    pthread_t thread[MAX_THREADS];
+};
+
+static inline void cpu_relax(void) {
+#if NXT_HAS_X86
+    _mm_pause();
+#endif
+}
+
+/* Runs tasks of the job in `ticket` until none is left or the job is over. */
+static void pool_work(pool *p, u64 ticket) {
+    const u64 job = ticket >> 32;
+    for (;;) {
+        i64 next = (i64)(ticket & 0xffffffff);
+        void (*fn)(void *, i64) = atomic_load(&p->fn);
+        void *arg = atomic_load(&p->arg);
+        if (ticket >> 32 != job || next >= atomic_load(&p->tasks)) return;
+        if (!atomic_compare_exchange_weak(&p->ticket, &ticket, ticket + 1)) continue;
+        fn(arg, next);
+        atomic_fetch_add(&p->finished, 1);
+        ticket = atomic_load(&p->ticket);
+    }
+}
+
+static void *pool_worker(void *pointer) {
+    pool *p = pointer;
+    u64 seen = 0; /* the last job this worker looked at */
+    for (;;) {
+        u64 ticket = atomic_load(&p->ticket);
+        for (int spin = 0; ticket >> 32 == seen && spin < SPIN; spin++) {
+            cpu_relax();
+            ticket = atomic_load(&p->ticket);
+        }
+        if (ticket >> 32 == seen) {
+            pthread_mutex_lock(&p->mutex);
+            atomic_fetch_add(&p->sleeping, 1);
+            while ((ticket = atomic_load(&p->ticket)) >> 32 == seen && !atomic_load(&p->quit))
+                pthread_cond_wait(&p->wake, &p->mutex);
+            atomic_fetch_sub(&p->sleeping, 1);
+            pthread_mutex_unlock(&p->mutex);
+        }
+        if (atomic_load(&p->quit)) return NULL;
+        seen = ticket >> 32;
+        pool_work(p, ticket);
+    }
+}
+
+static void pool_wake(pool *p) {
+    if (!atomic_load(&p->sleeping)) return;
+    pthread_mutex_lock(&p->mutex);
+    pthread_cond_broadcast(&p->wake);
+    pthread_mutex_unlock(&p->mutex);
+}
+
+static void pool_run(pool *p, i64 tasks, void (*fn)(void *, i64), void *arg) {
+    u64 job = ((atomic_load(&p->ticket) >> 32) + 1) & 0xffffffff;
+    atomic_store(&p->ticket, (job - 1) << 32 | CLOSED); /* nobody may take a task while ... */
+    atomic_store(&p->fn, fn);                           /* ... the job is written */
+    atomic_store(&p->arg, arg);
+    atomic_store(&p->tasks, tasks);
+    atomic_store(&p->finished, 0);
+    atomic_store(&p->ticket, job << 32);
+    pool_wake(p);
+    pool_work(p, job << 32);
+    for (i64 spin = 0; atomic_load(&p->finished) < tasks; spin++)
+        if (spin < SPIN) cpu_relax();
+        else sched_yield();
+}
+
+static void pool_destroy(nxt_context *cx) {
+    pool *p = cx->pool;
+    if (!p) return;
+    atomic_store(&p->quit, 1);
+    atomic_store(&p->sleeping, 1); /* make pool_wake broadcast whatever the count was */
+    pool_wake(p);
+    for (int i = 0; i < p->workers; i++) pthread_join(p->thread[i], NULL);
+    pthread_cond_destroy(&p->wake);
+    pthread_mutex_destroy(&p->mutex);
+    mem_drop(cx, p);
+    cx->pool = NULL;
+}
+
+/* Starts threads - 1 workers; a thread that cannot be had means fewer, not a failure. */
+static nxt_status pool_create(nxt_context *cx, int threads) {
+    pool *p;
+    TRY(mem_zero(cx, &p, 1, sizeof *p));
+    cx->pool = p;
+    atomic_store(&p->ticket, CLOSED);
+    pthread_mutex_init(&p->mutex, NULL);
+    pthread_cond_init(&p->wake, NULL);
+    while (p->workers < threads - 1 && p->workers < MAX_THREADS
+           && pthread_create(&p->thread[p->workers], NULL, pool_worker, p) == 0)
+        p->workers++;
+    cx->threads = p->workers + 1;
+    return NXT_OK;
+}
+
+/* Processors this process may use: its affinity mask, then the quota of its control
+ * group (containers: "max 100000" or "200000 100000", quota and period). */
+static int usable_processors(void) {
+    long n = sysconf(_SC_NPROCESSORS_ONLN);
+#if defined(__linux__)
+    cpu_set_t set;
+    if (sched_getaffinity(0, sizeof set, &set) == 0) n = CPU_COUNT(&set);
+    char line[64] = "";
+    int fd = open("/sys/fs/cgroup/cpu.max", O_RDONLY | O_CLOEXEC);
+    if (fd >= 0) {
+        ssize_t got = read(fd, line, sizeof line - 1);
+        close(fd);
+        line[got > 0 ? got : 0] = 0;
+        char *end;
+        double quota = strtod(line, &end), period = end != line ? strtod(end, NULL) : 0;
+        if (quota > 0 && period > 0 && quota / period < (double)n)
+            n = (long)ceil(quota / period);
+    }
+#endif
+    return (int)(n < 1 ? 1 : n > MAX_THREADS ? MAX_THREADS : n);
+}
+#else
+static nxt_status pool_create(nxt_context *cx, int threads) {
+    (void)cx, (void)threads;
+    return NXT_OK;
+}
+static void pool_destroy(nxt_context *cx) { (void)cx; }
+static int usable_processors(void) { return 1; }
+static void pool_run(pool *p, i64 tasks, void (*fn)(void *, i64), void *arg) {
+    (void)p;
+    for (i64 i = 0; i < tasks; i++) fn(arg, i);
+}
+#endif
+
+static void parallel_for(nxt_context *cx, i64 tasks, void (*fn)(void *arg, i64 i), void *arg) {
+    if (cx->config.parallel_for && tasks > 1)
+        cx->config.parallel_for(cx->config.user, tasks, fn, arg);
+    else if (cx->pool && tasks > 1)
+        pool_run(cx->pool, tasks, fn, arg);
+    else
+        for (i64 i = 0; i < tasks; i++) fn(arg, i);
+}
+
+/* ============================================================================
+ * § 5  Numbers
+ *
+ * What a float costs. f32 has 24 bits of precision, bf16 keeps f32's exponent and 8 of
+ * its bits, f16 has 11 bits and ends at 65504. Files hold any of the three; arithmetic
+ * is f32 with sums long enough to matter split into LANES partial sums (I7): that is
+ * both what a vector unit wants and a better sum, since its error grows with n / LANES.
+ */
+enum { LANES = 16 };
+
+ALWAYS_INLINE float lane_sum(const float *s) { /* a fixed tree: the same bits everywhere */
+    float t[LANES];
+    for (int i = 0; i < LANES; i++) t[i] = s[i];
+    for (int half = LANES / 2; half; half /= 2)
+        for (int i = 0; i < half; i++) t[i] += t[i + half];
+    return t[0];
+}
+
+static inline u32 float_bits(float x) {
+    u32 u;
+    memcpy(&u, &x, 4);
+    return u;
+}
+
+static inline float bits_float(u32 u) {
+    float x;
+    memcpy(&x, &u, 4);
+    return x;
+}
+
+static inline float bf16_to_f32(u16 h) { return bits_float((u32)h << 16); }
+
+static inline u16 f32_to_bf16(float x) { /* to nearest, ties to even; NaN stays NaN */
+    u32 u = float_bits(x);
+    if ((u & 0x7fffffff) > 0x7f800000) return (u16)(u >> 16 | 0x40);
+    return (u16)((u + 0x7fff + (u >> 16 & 1)) >> 16);
+}
+
+static inline float f16_to_f32(u16 h) {
+    u32 sign = (u32)(h & 0x8000) << 16, exponent = h >> 10 & 31, fraction = h & 1023;
+    if (exponent == 31) return bits_float(sign | 0x7f800000 | fraction << 13);
+    if (exponent) return bits_float(sign | (exponent + 112) << 23 | fraction << 13);
+    float x = (float)fraction * 0x1p-24f; /* subnormal or zero: exact */
+    return sign ? -x : x;
+}
+
+static inline u16 f32_to_f16(float x) { /* to nearest, ties to even; too large: infinity */
+    u32 u = float_bits(x), sign = u >> 16 & 0x8000, magnitude = u & 0x7fffffff;
+    if (magnitude > 0x7f800000) return (u16)(sign | 0x7e00);
+    if (magnitude >= 0x477ff000) return (u16)(sign | 0x7c00); /* 65520 and above */
+    if (magnitude < 0x38800000) { /* below 2^-14: let the FPU round at 2^-24 */
+        float y = bits_float(magnitude) + 0.5f;
+        return (u16)(sign | (float_bits(y) - 0x3f000000));
+    }
+    u32 rounded = magnitude + 0xfff + (magnitude >> 13 & 1);
+    return (u16)(sign | (rounded - 0x38000000) >> 13);
+}
+
+typedef nxt_dtype dtype; /* the header's enum, by its short names */
+#define F32 NXT_F32
+#define F16 NXT_F16
+#define BF16 NXT_BF16
+
+static const char *const dtype_name[] = {"f32", "f16", "bf16"};
+static inline i64 dtype_size(dtype t) { return t == F32 ? 4 : 2; }
+
+/* Elements [at, at + n) of an array of any type, as f32. */
+static void load_floats(float *out, const void *array, dtype type, i64 at, i64 n) {
+    if (type == F32) memcpy(out, (const char *)array + 4 * at, (size_t)n * 4);
+    for (i64 i = 0; type != F32 && i < n; i++) {
+        u16 h; /* files promise no alignment */
+        memcpy(&h, (const char *)array + 2 * (at + i), 2);
+        out[i] = type == F16 ? f16_to_f32(h) : bf16_to_f32(h);
+    }
+}
+
+/* Random numbers are a function of what they are for, never of the order in which they
+ * are drawn: draw(seed, purpose, a, b). So threads, batch splits and resumed runs cannot
+ * change them, and there is no generator state to save. The mixer is the finaliser of
+ * SplitMix64 [Steele14], applied after each word is added. */
+typedef enum purpose { FOR_INIT = 1, FOR_SHUFFLE, FOR_SAMPLING, FOR_SPLIT, FOR_DROPOUT } purpose;
+
+static inline u64 mix64(u64 z) {
+    z += 0x9e3779b97f4a7c15u;
+    z = (z ^ z >> 30) * 0xbf58476d1ce4e5b9u;
+    z = (z ^ z >> 27) * 0x94d049bb133111ebu;
+    return z ^ z >> 31;
+}
+
+static inline u64 draw(u64 seed, purpose what, u64 a, u64 b) {
+    return mix64(mix64(mix64(mix64(seed) + (u64)what) + a) + b);
+}
+
+/* 53 bits in [0, 1) */
+static inline double uniform(u64 bits) { return (double)(bits >> 11) * 0x1p-53; }
+
+/* Standard normal by Box and Muller: the pair's sine half is not needed. */
+static inline double normal(u64 seed, purpose what, u64 a, u64 b) {
+    double u = 1 - uniform(draw(seed, what, a, 2 * b));
+    double v = uniform(draw(seed, what, a, 2 * b + 1));
+    return sqrt(-2 * log(u)) * cos(6.283185307179586 * v);
+}
+
+/* Where index i of n goes in the shuffle named by key: a permutation in O(1) memory, so
+ * that an epoch's order needs no array and resuming needs no replay. Four Feistel rounds
+ * permute the smallest 4^k >= n; an image outside [0, n) is permuted again ("cycle
+ * walking", fewer than four turns on average), which leaves a permutation of [0, n). */
+static u64 permute(u64 i, u64 n, u64 key) {
+    int half = 1;
+    while (half < 31 && (u64)1 << 2 * half < n) half++;
+    u64 mask = ((u64)1 << half) - 1;
+    do {
+        u64 left = i >> half, right = i & mask;
+        for (u64 round = 0; round < 4; round++) {
+            u64 next = left ^ (mix64(key + round + (right << 8)) & mask);
+            left = right;
+            right = next;
+        }
+        i = left << half | right;
+    } while (i >= n);
+    return i;
+}
+
+/* ============================================================================
+ * § 6  Reference kernels
+ *
+ * The mathematics of training, one operation at a time, forward and backward, in plain
+ * loops. This is the section to read; §7 and §8 compute the same faster, cuda/ on another
+ * machine, and the tests hold all of them against this one.
+ *
+ * Flat rows. A micro-batch is N tokens in a row: the sequences lie behind each other and
+ * nothing is padded. Every activation is a matrix with one row per token. Only attention
+ * looks at other rows, and it is told which: row n sees the key rows first[n]..last[n].
+ * Causality, several sequences in one batch, packing without cross-talk and GPT-Neo's
+ * window are all that one pair of numbers.
+ *
+ * Reading the derivations. L is the sum of the losses; dx stands for dL/dx. If y = f(x)
+ * then dx_i = sum_j dy_j df_j/dx_i: every backward kernel below is that line, worked out.
+ * A parameter is used by every row, so its gradient sums over rows and is accumulated
+ * (I8); so is dx of a norm, because a residual stream is read by more than one branch.
+ */
+typedef nxt_mat mat;
+typedef nxt_heads heads;
+
+static inline float *row_of(mat m, i64 r) { return (float *)m.p + r * m.stride; }
+static inline float *head_of(heads m, i64 r, i64 h) {
+    return (float *)m.p + r * m.stride + h * m.step;
+}
+
+/* Element i of row r, whatever the type: weights may be used from a file as f16 or bf16. */
+static inline float element(mat m, i64 r, i64 i) {
+    float x;
+    load_floats(&x, m.p, m.type, r * m.stride + i, 1);
+    return x;
+}
+
+/* -- Embedding:  y[n] = wte[ids[n]] + wpe[pos[n]] ------------------------------------
+ * The derivative of picking a row is adding to that row. */
+static void ref_embed_fwd(void *s, mat y, mat wte, mat wpe, const i32 *ids, const i32 *pos) {
+    (void)s;
+    for (i64 n = 0; n < y.rows; n++)
+        for (i64 c = 0; c < y.cols; c++)
+            row_of(y, n)[c] = element(wte, ids[n], c) + (wpe.p ? element(wpe, pos[n], c) : 0);
+}
+
+static void ref_embed_bwd(void *s, mat dwte, mat dwpe, mat dy, const i32 *ids,
+                          const i32 *pos) {
+    (void)s;
+    for (i64 n = 0; n < dy.rows; n++)
+        for (i64 c = 0; c < dy.cols; c++) {
+            if (dwte.p) row_of(dwte, ids[n])[c] += row_of(dy, n)[c];
+            if (dwpe.p) row_of(dwpe, pos[n])[c] += row_of(dy, n)[c];
+        }
+}
+
+/* -- Normalisation -------------------------------------------------------------------
+ * LayerNorm [Ba16]:  m = mean(x), r = 1/sqrt(mean((x-m)^2) + eps),  xh = (x-m) r,
+ *                    y = w xh + b.         RMSNorm [Zhang19]: the same with m = 0, b = 0.
+ * Mean and variance are summed in double: rows are long and the two passes cheap.       */
+static void ref_norm_fwd(void *s, mat y, mat stats, mat x, mat w, mat b, float eps,
+                         nxt_norm_kind kind) {
+    (void)s;
+    const i64 C = x.cols;
+    for (i64 n = 0; n < x.rows; n++) {
+        const float *xr = row_of(x, n);
+        double mean = 0, square = 0;
+        if (kind == NXT_LAYER_NORM) {
+            for (i64 c = 0; c < C; c++) mean += xr[c];
+            mean /= (double)C;
+        }
+        for (i64 c = 0; c < C; c++) square += (xr[c] - mean) * (xr[c] - mean);
+        float m = (float)mean, r = (float)(1 / sqrt(square / (double)C + eps));
+        for (i64 c = 0; c < C; c++)
+            row_of(y, n)[c] = (xr[c] - m) * r * element(w, 0, c) + (b.p ? element(b, 0, c) : 0);
+        row_of(stats, n)[0] = m;
+        row_of(stats, n)[1] = r;
+    }
+}
+
+/* With g = w dy (the gradient at xh):
+ *     db += dy        dw += dy xh
+ *     dx += r (g - mean(g) - xh mean(g xh))
+ * The last line: xh depends on x directly (r g), through m (every xh falls by r/C when
+ * one x rises by 1: the mean(g) term, absent in RMSNorm), and through r, where
+ * dr/dx_i = -r^2 xh_i / C gives the xh mean(g xh) term.                                  */
+static void ref_norm_bwd(void *s, mat dx, mat dw, mat db, mat dy, mat x, mat w, mat stats,
+                         nxt_norm_kind kind) {
+    (void)s;
+    const i64 C = x.cols;
+    for (i64 n = 0; n < x.rows; n++) {
+        const float *xr = row_of(x, n), *dyr = row_of(dy, n);
+        const float m = row_of(stats, n)[0], r = row_of(stats, n)[1];
+        double mean_g = 0, mean_gx = 0;
+        for (i64 c = 0; c < C; c++) {
+            float xh = (xr[c] - m) * r, g = dyr[c] * element(w, 0, c);
+            mean_g += g;
+            mean_gx += (double)g * xh;
+            if (dw.p) row_of(dw, 0)[c] += dyr[c] * xh;
+            if (db.p) row_of(db, 0)[c] += dyr[c];
+        }
+        mean_g = kind == NXT_LAYER_NORM ? mean_g / (double)C : 0;
+        mean_gx /= (double)C;
+        for (i64 c = 0; c < C; c++) {
+            float xh = (xr[c] - m) * r, g = dyr[c] * element(w, 0, c);
+            row_of(dx, n)[c] += r * (float)(g - mean_g - xh * mean_gx);
+        }
+    }
+}
+
+/* -- Matrix product:  C = alpha op(A) op(B) + beta C + bias ----------------------------
+ * Nine tenths of a training step. A linear layer stores W as (out, in) and has
+ *     Y = X W' + b,     and its gradients are products again:
+ *     dX = dY W         (Y_ij = sum_k X_ik W_jk, so dX_ik = sum_j dY_ij W_jk)
+ *     dW += dY' X       (dW_jk = sum_i dY_ij X_ik)         db += sum of the rows of dY
+ * which is why one operation with two transposition flags serves all three.             */
+static void ref_matmul(void *s, mat c, mat a, mat b, int trans, float alpha, float beta,
+                       mat bias) {
+    (void)s;
+    const bool ta = trans & NXT_TRANS_A, tb = trans & NXT_TRANS_B;
+    const i64 K = ta ? a.rows : a.cols;
+    for (i64 i = 0; i < c.rows; i++)
+        for (i64 j = 0; j < c.cols; j++) {
+            double sum = 0;
+            for (i64 k = 0; k < K; k++)
+                sum += (double)(ta ? element(a, k, i) : element(a, i, k))
+                       * (tb ? element(b, j, k) : element(b, k, j));
+            float *out = &row_of(c, i)[j]; /* beta 0 must not read: C may hold NaN */
+            *out = (beta == 0 ? 0 : beta * *out) + alpha * (float)sum
+                   + (bias.p ? element(bias, 0, j) : 0);
+        }
+}
+
+static void ref_bias_bwd(void *s, mat db, mat dy) {
+    (void)s;
+    for (i64 n = 0; n < dy.rows; n++)
+        for (i64 c = 0; c < dy.cols; c++) row_of(db, 0)[c] += row_of(dy, n)[c];
+}
+
+/* -- Rotary position embedding [Su21] ----------------------------------------------------
+ * The values i and i + pairs of a head are the two coordinates of a point, turned by the
+ * angle pos * freq[i]. A turn by a in q and b in k leaves their product a function of
+ * a - b: attention sees relative positions. Values beyond 2 * pairs pass (GPT-NeoX turns
+ * a quarter of each head). A rotation's transpose is its inverse, so backward is the same
+ * call with sign -1.                                                                     */
+static void ref_rope(void *s, heads x, const float *freq, int pairs, const i32 *pos,
+                     float sign) {
+    (void)s;
+    for (i64 n = 0; n < x.rows; n++)
+        for (int h = 0; h < x.heads; h++)
+            for (int i = 0; i < pairs; i++) {
+                float *v = head_of(x, n, h), angle = (float)pos[n] * freq[i];
+                float cosine = cosf(angle), sine = sign * sinf(angle);
+                float a = v[i], b = v[i + pairs];
+                v[i] = a * cosine - b * sine;
+                v[i + pairs] = b * cosine + a * sine;
+            }
+}
+
+/* -- Attention [Vaswani17] ------------------------------------------------------------
+ * For row n and head h, over the key rows j = first[n]..last[n]:
+ *     s_j = scale q.k_j      p_j = exp(s_j - lse)      lse = log sum_j exp(s_j)
+ *     y   = sum_j p_j v_j
+ * Only lse is kept for backward: p is cheaper to compute again than to store, which is
+ * what lets attention run without a T x T matrix [Dao22]. With fewer key heads than
+ * query heads ("grouped" [Ainslie23]) several query heads share one.                     */
+static float dot(const float *a, const float *b, i64 n) {
+    double sum = 0;
+    for (i64 i = 0; i < n; i++) sum += (double)a[i] * b[i];
+    return (float)sum;
+}
+
+static void ref_attention_fwd(void *s, heads y, mat lse, heads q, heads k, heads v,
+                              const i32 *first, const i32 *last, float scale) {
+    (void)s;
+    const int D = q.size, group = q.heads / k.heads;
+    for (i64 n = 0; n < q.rows; n++)
+        for (int h = 0; h < q.heads; h++) {
+            float *out = head_of(y, n, h), largest = -INFINITY;
+            for (i64 j = first[n]; j <= last[n]; j++)
+                largest = fmaxf(largest, scale * dot(head_of(q, n, h),
+                                                     head_of(k, j, h / group), D));
+            double total = 0;
+            for (int d = 0; d < D; d++) out[d] = 0;
+            for (i64 j = first[n]; j <= last[n]; j++) { /* minus the largest: no overflow */
+                float e = expf(scale * dot(head_of(q, n, h), head_of(k, j, h / group), D)
+                               - largest);
+                total += e;
+                for (int d = 0; d < D; d++) out[d] += e * head_of(v, j, h / group)[d];
+            }
+            for (int d = 0; d < D; d++) out[d] /= (float)total;
+            row_of(lse, n)[h] = largest + (float)log(total);
+        }
+}
+
+/* From y = sum_j p_j v_j:        dv_j += p_j dy          dp_j = dy.v_j
+ * Softmax:  dp_j/ds_i = p_j ([i=j] - p_i), so
+ *                                ds_j = p_j (dp_j - sum_i p_i dp_i) = p_j (dp_j - dy.y)
+ * (the sum over i is dy . sum_i p_i v_i = dy.y: one number per row and head, in `work`.)
+ * From s_j = scale q.k_j:        dq += scale ds_j k_j    dk_j += scale ds_j q            */
+static void ref_attention_bwd(void *s, heads dq, heads dk, heads dv, heads dy, heads y,
+                              mat lse, mat work, heads q, heads k, heads v, const i32 *first,
+                              const i32 *last, float scale) {
+    (void)s;
+    const int D = q.size, group = q.heads / k.heads;
+    for (i64 j = 0; j < k.rows; j++)
+        for (int g = 0; g < k.heads; g++)
+            for (int d = 0; d < D; d++) head_of(dk, j, g)[d] = head_of(dv, j, g)[d] = 0;
+    for (i64 n = 0; n < q.rows; n++)
+        for (int h = 0; h < q.heads; h++) {
+            const float *dyr = head_of(dy, n, h), *qr = head_of(q, n, h);
+            const float delta = row_of(work, n)[h] = dot(dyr, head_of(y, n, h), D);
+            float *dqr = head_of(dq, n, h);
+            for (int d = 0; d < D; d++) dqr[d] = 0;
+            for (i64 j = first[n]; j <= last[n]; j++) {
+                const float *kr = head_of(k, j, h / group), *vr = head_of(v, j, h / group);
+                float p = expf(scale * dot(qr, kr, D) - row_of(lse, n)[h]);
+                float ds = scale * p * (dot(dyr, vr, D) - delta);
+                for (int d = 0; d < D; d++) {
+                    dqr[d] += ds * kr[d];
+                    head_of(dk, j, h / group)[d] += ds * qr[d];
+                    head_of(dv, j, h / group)[d] += p * dyr[d];
+                }
+            }
+        }
+}
+
+/* -- Activations -------------------------------------------------------------------------
+ * gelu       x P(X <= x), X normal: x (1 + erf(x/sqrt 2)) / 2 [Hendrycks16]. Its slope is
+ *            P(X <= x) + x exp(-x^2/2) / sqrt(2 pi).
+ * gelu_new   the tanh approximation: x (1 + tanh(u)) / 2, u = sqrt(2/pi) (x + 0.044715 x^3).
+ * gelu_fast  the same with the two constants rounded as Hugging Face writes them.
+ * silu       x / (1 + exp(-x)).                                                           */
+static float act(float x, nxt_act_kind kind) {
+    const float k = kind == NXT_GELU_FAST ? 0.7978845608f : 0.7978845608028654f;
+    switch (kind) {
+    case NXT_GELU: return 0.5f * x * (1 + erff(x * 0.70710678118654752f));
+    case NXT_GELU_TANH:
+    case NXT_GELU_FAST: return 0.5f * x * (1 + tanhf(k * (x + 0.044715f * x * x * x)));
+    case NXT_RELU: return x > 0 ? x : 0;
+    default: return x / (1 + expf(-x));
+    }
+}
+
+static float act_slope(float x, nxt_act_kind kind) {
+    const float k = 0.7978845608028654f;
+    float t, u;
+    switch (kind) {
+    case NXT_GELU:
+        return 0.5f * (1 + erff(x * 0.70710678118654752f))
+               + x * 0.3989422804014327f * expf(-0.5f * x * x);
+    case NXT_GELU_TANH:
+    case NXT_GELU_FAST:
+        t = tanhf(k * (x + 0.044715f * x * x * x));
+        u = k * (1 + 3 * 0.044715f * x * x); /* du/dx */
+        return 0.5f * (1 + t) + 0.5f * x * (1 - t * t) * u;
+    case NXT_RELU: return x > 0;
+    default: t = 1 / (1 + expf(-x)); return t * (1 + x * (1 - t));
+    }
+}
+
+static void ref_act_fwd(void *s, mat y, mat x, nxt_act_kind kind) {
+    (void)s;
+    for (i64 n = 0; n < x.rows; n++)
+        for (i64 c = 0; c < x.cols; c++) row_of(y, n)[c] = act(row_of(x, n)[c], kind);
+}
+
+static void ref_act_bwd(void *s, mat dx, mat dy, mat x, nxt_act_kind kind) {
+    (void)s;
+    for (i64 n = 0; n < x.rows; n++)
+        for (i64 c = 0; c < x.cols; c++)
+            row_of(dx, n)[c] = row_of(dy, n)[c] * act_slope(row_of(x, n)[c], kind);
+}
+
+/* -- Rows: sums, copies, types ---------------------------------------------------------- */
+static void ref_add(void *s, mat y, mat a, mat b, mat c) {
+    (void)s;
+    for (i64 n = 0; n < y.rows; n++)
+        for (i64 i = 0; i < y.cols; i++)
+            row_of(y, n)[i] = row_of(a, n)[i] + row_of(b, n)[i] + (c.p ? row_of(c, n)[i] : 0);
+}
+
+static void ref_gather(void *s, mat y, mat x, const i32 *rows) {
+    (void)s;
+    for (i64 n = 0; n < y.rows; n++)
+        memcpy(row_of(y, n), row_of(x, rows[n]), (size_t)y.cols * sizeof(float));
+}
+
+static void ref_scatter(void *s, mat y, mat x, const i32 *rows) {
+    (void)s;
+    for (i64 n = 0; n < x.rows; n++)
+        memcpy(row_of(y, rows[n]), row_of(x, n), (size_t)x.cols * sizeof(float));
+}
+
+static void ref_store(void *s, heads y, heads x, const i32 *slot) {
+    (void)s;
+    for (i64 n = 0; n < x.rows; n++)
+        for (int h = 0; h < x.heads; h++)
+            memcpy(head_of(y, slot[n], h), head_of(x, n, h), (size_t)x.size * sizeof(float));
+}
+
+static void ref_fill(void *s, mat x, float value) {
+    (void)s;
+    for (i64 n = 0; n < x.rows; n++)
+        for (i64 i = 0; i < x.cols; i++) row_of(x, n)[i] = value;
+}
+
+static void ref_convert(void *s, mat y, mat x) {
+    (void)s;
+    for (i64 n = 0; n < y.rows; n++)
+        for (i64 i = 0; i < y.cols; i++) {
+            float value = element(x, n, i);
+            u16 *half = (u16 *)y.p + n * y.stride + i;
+            if (y.type == F32) row_of(y, n)[i] = value;
+            else *half = y.type == F16 ? f32_to_f16(value) : f32_to_bf16(value);
+        }
+}
+
+/* -- Cross-entropy -----------------------------------------------------------------------
+ * loss = -log p[label] = lse - z[label], with p = softmax(z), lse = log sum exp(z).
+ * dz_i = d lse/dz_i - [i = label] = p_i - [i = label]. The gradient takes the place of the
+ * logits, the largest array of a step. A row whose label is negative is not trained.      */
+static void ref_xent(void *s, float *loss, mat logits, const i32 *label, int backward) {
+    (void)s;
+    const i64 V = logits.cols;
+    for (i64 n = 0; n < logits.rows; n++) {
+        float *z = row_of(logits, n), largest = -INFINITY;
+        double total = 0;
+        for (i64 i = 0; i < V; i++) largest = fmaxf(largest, z[i]);
+        for (i64 i = 0; i < V; i++) total += exp((double)z[i] - largest);
+        const float lse = largest + (float)log(total);
+        loss[n] = label[n] < 0 ? 0 : lse - z[label[n]];
+        for (i64 i = 0; backward && i < V; i++)
+            z[i] = label[n] < 0 ? 0 : expf(z[i] - lse) - (i == label[n]);
+    }
+}
+
+/* -- The optimizer -----------------------------------------------------------------------
+ * AdamW [Loshchilov19], as PyTorch writes it. With g the scaled gradient at step t:
+ *     w -= lr decay w                         (decoupled: the moments never see it)
+ *     m  = b1 m + (1 - b1) g                  v  = b2 v + (1 - b2) g^2
+ *     w -= lr (m / (1 - b1^t)) / (sqrt(v / (1 - b2^t)) + eps)
+ * The corrections undo the bias of averages that started at zero. `scale` is where the
+ * mean over trained tokens and the clipping of the norm happen, in the pass that reads
+ * the gradient anyway.                                                                    */
+static void ref_adamw(void *s, const nxt_adamw *u) {
+    (void)s;
+    for (i64 i = 0; i < u->n; i++) {
+        float g = u->scale * u->g[i], w = u->w[i] * (1 - u->lr * u->decay);
+        u->m[i] = u->beta1 * u->m[i] + (1 - u->beta1) * g;
+        u->v[i] = u->beta2 * u->v[i] + (1 - u->beta2) * g * g;
+        float root = sqrtf(u->v[i]) / sqrtf(u->correction2) + u->eps;
+        u->w[i] = w - u->lr / u->correction1 * u->m[i] / root;
+    }
+}
+
+static void ref_sumsq(void *s, double *out, mat x) {
+    (void)s;
+    for (i64 n = 0; n < x.rows; n++)
+        for (i64 i = 0; i < x.cols; i++) *out += (double)row_of(x, n)[i] * row_of(x, n)[i];
+}
+
+/* -- Memory: on the CPU the device's memory is the host's. ------------------------------- */
+static void *host_alloc(void *s, size_t bytes) {
+    void *p;
+    return mem_get(s, &p, (i64)bytes, 1) == NXT_OK ? p : NULL;
+}
+static void host_release(void *s, void *p) { mem_drop(s, p); }
+static void host_copy(void *s, void *to, const void *from, size_t bytes) {
+    (void)s;
+    memcpy(to, from, bytes);
+}
+static nxt_status host_sync(void *s) {
+    (void)s;
+    return NXT_OK;
+}
+
+static const nxt_backend reference_ops = {
+    .name = "reference", .alloc = host_alloc, .release = host_release,
+    .upload = host_copy, .download = host_copy, .sync = host_sync,
+    .embed_fwd = ref_embed_fwd, .embed_bwd = ref_embed_bwd,
+    .norm_fwd = ref_norm_fwd, .norm_bwd = ref_norm_bwd,
+    .matmul = ref_matmul, .bias_bwd = ref_bias_bwd, .rope = ref_rope,
+    .attention_fwd = ref_attention_fwd, .attention_bwd = ref_attention_bwd,
+    .act_fwd = ref_act_fwd, .act_bwd = ref_act_bwd, .add = ref_add,
+    .gather = ref_gather, .scatter = ref_scatter, .store = ref_store, .fill = ref_fill,
+    .convert = ref_convert, .xent = ref_xent, .sumsq = ref_sumsq, .adamw = ref_adamw,
+};
+static int cpu_level(void) { return 0; }
+static void fill_level(nxt_backend *t, int l) { (void)t; (void)l; }
+static size_t matmul_workspace(void) { return 64; }
+
+/* ============================================================================
+ * § 9  The operation table
+ *
+ * One table of operations is all that a device is to the rest of the file (the idea of
+ * BLIS and of miniaudio's backends): start from the reference, override what this machine
+ * does faster, and hand over the table. A device with its own memory must bring every
+ * entry. The model code below calls the short wrappers that follow; they are the only
+ * callers of the table, so counting, fusing and adapters have one place to live.
+ */
+static const char *const cpu_names[] = {"reference", "baseline", "avx2", "avx512"};
+
+/* The best kernels this processor runs, or the ones asked for by name. */
+static nxt_status choose_cpu(nxt_context *cx, nxt_backend *table) {
+    int best = cpu_level(), level = best;
+    if (cx->config.cpu) {
+        for (level = 0; level < COUNT(cpu_names); level++)
+            if (!strcmp(cpu_names[level], cx->config.cpu)) break;
+        if (level > best)
+            return fail(cx, level < COUNT(cpu_names) ? NXT_UNSUPPORTED : NXT_ARGUMENT,
+                        "kernels \"%s\": this machine and build have reference .. %s",
+                        cx->config.cpu, cpu_names[best]);
+    }
+    *table = reference_ops;
+    fill_level(table, level);
+    cx->cpu = table->name = cpu_names[level];
+    return NXT_OK;
+}
+
+nxt_context_config nxt_context_config_default(void) { return (nxt_context_config){0}; }
+
+void nxt_context_destroy(nxt_context *cx) {
+    if (!cx) return;
+    pool_destroy(cx);
+    mem_drop(cx, cx->workspace);
+    arena_free(&(arena){.cx = cx, .chunks = cx->kept});
+    cx->config.release(cx->config.user, cx, sizeof *cx);
+}
+
+nxt_status nxt_context_create(nxt_context **out, const nxt_context_config *config) {
+    nxt_context_config c = config ? *config : nxt_context_config_default();
+    nxt_status status;
+    *out = NULL;
+    if (!c.allocate != !c.release || c.threads < 0) return NXT_ARGUMENT;
+    if (!c.allocate) c.allocate = default_allocate, c.release = default_release;
+    nxt_context *cx = c.allocate(c.user, sizeof *cx);
+    if (!cx) return NXT_MEMORY;
+    memset(cx, 0, sizeof *cx);
+    cx->config = c;
+    cx->threads = c.threads ? c.threads : usable_processors();
+    cx->device = c.backend ? c.backend_state : cx;
+    cx->ops = c.backend ? c.backend : &cx->table;
+    TRY_GOTO(failed, choose_cpu(cx, &cx->table));
+    TRY_GOTO(failed, mem_get(cx, &cx->workspace, (i64)matmul_workspace(), 1));
+    if (cx->threads > 1 && !c.parallel_for) TRY_GOTO(failed, pool_create(cx, cx->threads));
+    *out = cx;
+    return NXT_OK;
+failed:
+    nxt_context_destroy(cx);
+    return status;
+}
+
+int nxt_context_threads(const nxt_context *cx) { return cx->threads; }
+const char *nxt_context_cpu(const nxt_context *cx) { return cx->cpu; }
+
+void nxt_context_memory(const nxt_context *cx, size_t *now, size_t *peak) {
+    if (now) *now = cx->bytes_now;
+    if (peak) *peak = cx->bytes_peak;
+}
+
+/* -- Views ------------------------------------------------------------------------------- */
+static inline mat no_mat(void) { return (mat){0}; }
+static inline mat matrix(void *p, i64 rows, i64 cols) {
+    return (mat){.p = p, .type = F32, .rows = rows, .cols = cols, .stride = cols};
+}
+static inline mat rows_from(mat m, i64 at, i64 rows) {
+    m.p = (char *)m.p + at * m.stride * dtype_size(m.type);
+    m.rows = rows;
+    return m;
+}
+/* `count` heads of `size` values inside m, the first at column `at`, `step` apart. */
+static inline heads heads_in(mat m, i64 at, i64 step, int count, int size) {
+    return (heads){.p = (float *)m.p + at, .type = F32, .rows = m.rows, .stride = m.stride,
+                   .step = step, .heads = count, .size = size};
+}
+
+/* -- Parameters as the operations see them ----------------------------------------------- */
+typedef struct param {
+    const char *name, *also; /* in the files; a second name or NULL */
+    mat w;            /* the weight in use: f32 master, or the file's own bytes */
+    mat stored;       /* the file's bytes; p NULL for a model that has no file */
+    mat grad;         /* p NULL: frozen. Gradients accumulate (I8) */
+    float *m, *v;     /* AdamW's moments, once a trainer exists */
+    bool decay;       /* weight decay applies */
+    int init;         /* how a new model starts: §14 */
+} param;
+
+typedef struct linear_params { param *w, *b; } linear_params; /* b NULL: no bias */
+typedef struct norm_params { param *w, *b; } norm_params;
+
+static inline mat weight(const param *p) { return p ? p->w : no_mat(); }
+static inline mat grad(const param *p) { return p ? p->grad : no_mat(); }
+
+/* -- Wrappers ---------------------------------------------------------------------------- */
+static void matmul(nxt_context *cx, mat c, mat a, mat b, int trans, float beta, mat bias) {
+    i64 K = trans & NXT_TRANS_A ? a.rows : a.cols;
+    NXT_ASSERT(c.rows == (trans & NXT_TRANS_A ? a.cols : a.rows));
+    NXT_ASSERT(c.cols == (trans & NXT_TRANS_B ? b.rows : b.cols));
+    NXT_ASSERT(K == (trans & NXT_TRANS_B ? b.cols : b.rows));
+    if (!c.rows || !c.cols) return;
+    cx->flops += 2.0 * (double)c.rows * (double)c.cols * (double)K;
+    cx->ops->matmul(cx->device, c, a, b, trans, 1, beta, bias);
+}
+
+/* y = x W' + b, or y += with beta 1 */
+static void linear(nxt_context *cx, mat y, mat x, linear_params l, float beta) {
+    matmul(cx, y, x, weight(l.w), NXT_TRANS_B, beta, weight(l.b));
+}
+
+/* dx = dy W (unless dx is absent), dW += dy' x, db += column sums: frozen ones are skipped */
+static void linear_bwd(nxt_context *cx, mat dx, mat dy, mat x, linear_params l) {
+    if (dx.p) matmul(cx, dx, dy, weight(l.w), 0, 0, no_mat());
+    if (grad(l.w).p) matmul(cx, grad(l.w), dy, x, NXT_TRANS_A, 1, no_mat());
+    if (grad(l.b).p) cx->ops->bias_bwd(cx->device, grad(l.b), dy);
+}
+
+static void norm(nxt_context *cx, mat y, mat stats, mat x, norm_params w, float eps,
+                 nxt_norm_kind kind) {
+    NXT_ASSERT(y.rows == x.rows && weight(w.w).cols == x.cols && stats.cols == 2);
+    cx->ops->norm_fwd(cx->device, y, stats, x, weight(w.w), weight(w.b), eps, kind);
+}
+
+static void norm_bwd(nxt_context *cx, mat dx, mat dy, mat x, mat stats, norm_params w,
+                     nxt_norm_kind kind) {
+    cx->ops->norm_bwd(cx->device, dx, grad(w.w), grad(w.b), dy, x, weight(w.w), stats, kind);
+}
+
+static void copy_rows(nxt_context *cx, mat y, mat x) { cx->ops->convert(cx->device, y, x); }
+
+/* ============================================================================
+ * § 10  JSON
+ *
+ * Three files of a model are JSON (config, tokenizer, the head of safetensors), and all
+ * of them come from strangers. The reader is strict [RFC8259]: one value, valid UTF-8,
+ * real numbers, at most JSON_DEPTH containers inside each other; whatever it refuses it
+ * names by line and column. It loops instead of recursing, so no input can exhaust the
+ * stack, and it makes two allocations that matter: nodes, and one pool for all texts.
+ * Values are read-only afterwards. Duplicate keys are kept; json_get finds the last, as
+ * Python does.
+ */
+typedef enum json_kind {
+    JSON_NULL, JSON_FALSE, JSON_TRUE, JSON_NUMBER, JSON_STRING, JSON_ARRAY, JSON_OBJECT
+} json_kind;
+
+typedef struct json {
+    json_kind kind;
+    const char *key;          /* of a member of an object: unescaped, NUL-terminated */
+    i64 key_length;
+    const char *text;         /* a string, unescaped, may hold NUL; or a number's literal */
+    i64 length;
+    double number;
+    i64 count;                /* items or members */
+    struct json *first, *next; /* children in order; the next sibling */
+} json;
+
+enum { JSON_DEPTH = 64 };
+
+typedef struct json_reader {
+    arena *a;
+    const char *where;            /* the file's name, for errors */
+    i64 line;                     /* the number of the text's first line */
+    const char *text, *p, *end;
+    char *pool;                   /* where the next text goes */
+} json_reader;
+
+/* The length of the UTF-8 sequence at p (n > 0 bytes are there) and its code point; 0 when
+ * it is not valid: cut short, overlong, a surrogate, or above U+10FFFF. */
+static int utf8_decode(const char *p, i64 n, u32 *code) {
+    const u8 *s = (const u8 *)p;
+    static const u32 least[] = {0, 0, 0x80, 0x800, 0x10000};
+    int size = s[0] < 0x80 ? 1 : s[0] < 0xc0 ? 0 : s[0] < 0xe0 ? 2 : s[0] < 0xf0 ? 3 : 4;
+    if (size == 0 || size > n || s[0] > 0xf4) return 0;
+    u32 c = size == 1 ? s[0] : s[0] & (0x7fu >> size);
+    for (int i = 1; i < size; i++) {
+        if ((s[i] & 0xc0) != 0x80) return 0;
+        c = c << 6 | (s[i] & 0x3f);
+    }
+    if (c < least[size] || c > 0x10ffff || (c >= 0xd800 && c < 0xe000)) return 0;
+    *code = c;
+    return size;
+}
+
+/* Writes a code point as UTF-8; returns the bytes used, at most 4. */
+static int utf8_encode(char *out, u32 c) {
+    if (c < 0x80) return out[0] = (char)c, 1;
+    int size = c < 0x800 ? 2 : c < 0x10000 ? 3 : 4;
+    for (int i = size - 1; i > 0; i--, c >>= 6) out[i] = (char)(0x80 | (c & 0x3f));
+    out[0] = (char)((0xf00 >> size & 0xff) | c);
+    return size;
+}
+
+/* Columns count characters, as editors do. */
+static nxt_status json_fail(const json_reader *r, const char *at, const char *reason) {
+    i64 line = r->line, column = 1;
+    for (const char *p = r->text; p < at; p++)
+        if (*p == '\n') line++, column = 1;
+        else if ((*p & 0xc0) != 0x80) column++;
+    if (at >= r->end) reason = "the text ends too early";
+    return fail(r->a->cx, NXT_FORMAT, "%s:%" PRId64 ":%" PRId64 ": %s", r->where, line, column,
+                reason);
+}
+
+static void json_space(json_reader *r) {
+    while (r->p < r->end && (*r->p == ' ' || *r->p == '\n' || *r->p == '\r' || *r->p == '\t'))
+        r->p++;
+}
+
+/* The four hexadecimal digits at p; above 0xffff when they are not. */
+static u32 json_hex(const char *p, const char *end) {
+    u32 c = 0;
+    for (int i = 0; i < 4; i++) {
+        int d = p + i < end ? p[i] | 32 : 0; /* | 32: lower case, and digits stay digits */
+        if (d >= '0' && d <= '9' && p[i] == d) c = c << 4 | (u32)(d - '0');
+        else if (d >= 'a' && d <= 'f') c = c << 4 | (u32)(d - 'a' + 10);
+        else return 0x10000;
+    }
+    return c;
+}
+
+/* The escape at r->p, which stands on the backslash. */
+static nxt_status json_escape(json_reader *r) {
+    static const char from[] = "\"\\/bfnrt", to[] = "\"\\/\b\f\n\r\t";
+    const char *at = r->p++;
+    const char *hit = r->p < r->end && *r->p ? strchr(from, *r->p) : NULL;
+    if (hit) {
+        *r->pool++ = to[hit - from];
+        r->p++;
+        return NXT_OK;
+    }
+    if (r->p >= r->end) return json_fail(r, r->end, "");
+    if (*r->p != 'u') return json_fail(r, at, "unknown escape in a string");
+    u32 c = json_hex(r->p + 1, r->end);
+    if (c > 0xffff) return json_fail(r, at, "\\u needs four hexadecimal digits");
+    r->p += 5;
+    if (c >= 0xd800 && c < 0xe000) { /* UTF-16 in disguise: a pair makes one character */
+        u32 low = r->end - r->p >= 6 && r->p[0] == '\\' && r->p[1] == 'u'
+                      ? json_hex(r->p + 2, r->end) : 0;
+        if (c >= 0xdc00 || low < 0xdc00 || low > 0xdfff)
+            return json_fail(r, at, "half of a surrogate pair");
+        c = 0x10000 + ((c - 0xd800) << 10) + (low - 0xdc00);
+        r->p += 6;
+    }
+    r->pool += utf8_encode(r->pool, c);
+    return NXT_OK;
+}
+
+/* The string whose opening quote is at r->p. The pool cannot overflow: no text is longer
+ * than its source, and the closing quote pays for the NUL. */
+static nxt_status json_string(json_reader *r, const char **text, i64 *length) {
+    char *start = r->pool;
+    for (r->p++;;) {
+        const char *run = r->p;
+        while (r->p < r->end && (u8)*r->p >= 0x20 && (u8)*r->p < 0x80 && *r->p != '"'
+               && *r->p != '\\')
+            r->p++;
+        size_t n = (size_t)(r->p - run);
+        memcpy(r->pool, run, n);
+        r->pool += n;
+        if (r->p >= r->end) return json_fail(r, r->end, "");
+        if (*r->p == '"') break;
+        if (*r->p == '\\') {
+            TRY(json_escape(r));
+            continue;
+        }
+        if ((u8)*r->p < 0x20) return json_fail(r, r->p, "a raw control character in a string");
+        u32 code;
+        int size = utf8_decode(r->p, r->end - r->p, &code);
+        if (!size) return json_fail(r, r->p, "invalid UTF-8");
+        memcpy(r->pool, r->p, (size_t)size);
+        r->pool += size;
+        r->p += size;
+    }
+    r->p++;
+    *text = start;
+    *length = r->pool - start;
+    *r->pool++ = 0;
+    return NXT_OK;
+}
+
+/* The value of a literal that json_number_at has checked, whatever the decimal point of the
+ * host's locale: the digits are read as an integer, times a power of ten. Few digits and a
+ * small exponent, the usual case, take one operation on two exact numbers, which therefore
+ * rounds correctly [Clinger90]; strtod does the rest. */
+static double json_double(const char *literal) {
+    static const double power[] = {1e0,  1e1,  1e2,  1e3,  1e4,  1e5,  1e6,  1e7,
+                                   1e8,  1e9,  1e10, 1e11, 1e12, 1e13, 1e14, 1e15,
+                                   1e16, 1e17, 1e18, 1e19, 1e20, 1e21, 1e22};
+    enum { MOST = 800 }; /* no double and no midpoint of two has more than 768 digits */
+    char s[MOST + 32];
+    int n = 0;
+    long exponent = 0, point = 0;
+    const char *p = literal + (*literal == '-');
+    for (; *p && (*p | 32) != 'e'; p++) {
+        if (*p == '.') {
+            point = 1;
+            continue;
+        }
+        exponent += (n == MOST) - point;
+        if (n < MOST && (n > 0 || *p != '0')) s[n++] = *p;
+    }
+    s[n] = 0;
+    if (*p) { /* an absurd exponent stays absurd */
+        long e = strtol(p + 1, NULL, 10);
+        exponent += e < -(1L << 40) ? -(1L << 40) : e > 1L << 40 ? 1L << 40 : e;
+    }
+    double x = 0;
+    if (n > 0 && n <= 15 && exponent >= -22 && exponent <= 22) {
+        x = (double)strtol(s, NULL, 10);
+        x = exponent < 0 ? x / power[-exponent] : x * power[exponent];
+    } else if (n > 0) {
+        snprintf(s + n, sizeof s - (size_t)n, "e%ld", exponent);
+        x = strtod(s, NULL);
+    }
+    return *literal == '-' ? -x : x;
+}
+
+static const char *json_digits(const char *p, const char *end) {
+    while (p < end && *p >= '0' && *p <= '9') p++;
+    return p;
+}
+
+/* -? (0 | [1-9][0-9]*) (. [0-9]+)? ([eE] [+-]? [0-9]+)?  and finite as a double. The pool
+ * has room for the NUL: a separator follows each number but the last, and it has one more. */
+static nxt_status json_number_at(json_reader *r, json *v) {
+    const char *start = r->p, *p = r->p + (*r->p == '-'), *end = r->end;
+    const char *q = json_digits(p, end);
+    if (q == p) return json_fail(r, q, "a digit is missing in a number");
+    if (*p == '0' && q > p + 1) return json_fail(r, p, "a number starts with 0");
+    if (q < end && *q == '.') {
+        p = q + 1;
+        q = json_digits(p, end);
+        if (q == p) return json_fail(r, q, "a digit is missing in a number");
+    }
+    if (q < end && (*q | 32) == 'e') {
+        p = q + 1;
+        if (p < end && (*p == '+' || *p == '-')) p++;
+        q = json_digits(p, end);
+        if (q == p) return json_fail(r, q, "a digit is missing in a number");
+    }
+    v->kind = JSON_NUMBER;
+    v->text = r->pool;
+    v->length = q - start;
+    memcpy(r->pool, start, (size_t)v->length);
+    r->pool += v->length;
+    *r->pool++ = 0;
+    r->p = q;
+    v->number = json_double(v->text);
+    return isfinite(v->number) ? NXT_OK : json_fail(r, start, "a number is out of range");
+}
+
+/* The next value, with its key when it is a member of an object. Of a container only the
+ * opening bracket is read. */
+static nxt_status json_value(json_reader *r, bool member, json **out) {
+    static const char *const words[] = {"null", "false", "true"};
+    json *v = *out = arena_get(r->a, sizeof *v);
+    if (!v) return NXT_MEMORY;
+    json_space(r);
+    if (member) {
+        if (r->p >= r->end || *r->p != '"') return json_fail(r, r->p, "a key is missing");
+        TRY(json_string(r, &v->key, &v->key_length));
+        json_space(r);
+        if (r->p >= r->end || *r->p != ':') return json_fail(r, r->p, "':' is missing");
+        r->p++;
+        json_space(r);
+    }
+    if (r->p >= r->end) return json_fail(r, r->end, "");
+    if (*r->p == '{' || *r->p == '[') {
+        v->kind = *r->p++ == '{' ? JSON_OBJECT : JSON_ARRAY;
+        return NXT_OK;
+    }
+    if (*r->p == '"') {
+        v->kind = JSON_STRING;
+        return json_string(r, &v->text, &v->length);
+    }
+    if (*r->p == '-' || (*r->p >= '0' && *r->p <= '9')) return json_number_at(r, v);
+    for (int i = 0; i < COUNT(words); i++) {
+        size_t n = strlen(words[i]), left = (size_t)(r->end - r->p);
+        if (memcmp(r->p, words[i], n < left ? n : left)) continue;
+        if (left < n) return json_fail(r, r->end, "");
+        v->kind = (json_kind)i;
+        r->p += n;
+        return NXT_OK;
+    }
+    return json_fail(r, r->p, "a value is missing");
+}
+
+/* Parses text[0, n), which must be one value, into the arena. The text starts at this line
+ * of the file `where`. */
+static nxt_status json_parse_at(arena *a, const char *where, i64 line, const char *text, i64 n,
+                                json **out) {
+    json_reader r = {.a = a, .where = where, .line = line, .text = text, .p = text};
+    struct {
+        json *value, **tail; /* an open container, and where its next child is hung */
+    } open[JSON_DEPTH + 1];
+    int depth = 0;
+    json top = {.kind = JSON_ARRAY}; /* holds the one value */
+    open[0].value = &top, open[0].tail = &top.first;
+    *out = NULL;
+    r.end = text + n;
+    r.pool = arena_get(a, (size_t)n + 1);
+    if (!r.pool) return NXT_MEMORY;
+    do {
+        json *v;
+        TRY(json_value(&r, open[depth].value->kind == JSON_OBJECT, &v));
+        *open[depth].tail = v;
+        open[depth].tail = &v->next;
+        open[depth].value->count++;
+        if (v->kind >= JSON_ARRAY) {
+            if (depth == JSON_DEPTH) return json_fail(&r, r.p - 1, "nested too deeply");
+            depth++;
+            open[depth].value = v, open[depth].tail = &v->first;
+            json_space(&r);
+            char close = v->kind == JSON_OBJECT ? '}' : ']';
+            if (r.p >= r.end || *r.p != close) continue; /* its first child is next */
+        }
+        for (; depth > 0; depth--, r.p++) { /* after a value: a comma, or ends */
+            json_space(&r);
+            char close = open[depth].value->kind == JSON_OBJECT ? '}' : ']';
+            if (r.p < r.end && *r.p == ',') break;
+            if (r.p >= r.end || *r.p != close)
+                return json_fail(&r, r.p, close == '}' ? "',' or '}' is missing"
+                                                       : "',' or ']' is missing");
+        }
+        if (depth > 0) r.p++; /* the comma */
+    } while (depth > 0);
+    json_space(&r);
+    if (r.p < r.end) return json_fail(&r, r.p, "something follows the value");
+    *out = top.first;
+    return NXT_OK;
+}
+
+static nxt_status json_parse(arena *a, const char *where, const char *text, i64 n, json **out) {
+    return json_parse_at(a, where, 1, text, n, out);
+}
+
+/* -- looking things up: what is absent, null or of another kind gives `otherwise` --------- */
+static bool json_is(const json *member, const char *key) { /* a key may hold NUL bytes */
+    return member->key_length == (i64)strlen(key) && !strcmp(member->key, key);
+}
+
+static const json *json_get(const json *object, const char *key) {
+    const json *found = NULL;
+    if (!object || object->kind != JSON_OBJECT) return NULL;
+    for (const json *m = object->first; m; m = m->next)
+        if (json_is(m, key)) found = m;
+    return found;
+}
+
+static const char *json_text(const json *object, const char *key, const char *otherwise) {
+    const json *v = json_get(object, key);
+    return v && v->kind == JSON_STRING ? v->text : otherwise;
+}
+
+static double json_number(const json *object, const char *key, double otherwise) {
+    const json *v = json_get(object, key);
+    return v && v->kind == JSON_NUMBER ? v->number : otherwise;
+}
+
+static bool json_bool(const json *object, const char *key, bool otherwise) {
+    const json *v = json_get(object, key);
+    return v && (v->kind == JSON_TRUE || v->kind == JSON_FALSE) ? v->kind == JSON_TRUE
+                                                                 : otherwise;
+}
+
+/* A number written as digits alone, with a sign at most, that fits 64 bits. */
+static bool json_integer(const json *v, i64 *out) {
+    if (!v || v->kind != JSON_NUMBER || strpbrk(v->text, ".eE")) return false;
+    errno = 0;
+    *out = strtoll(v->text, NULL, 10);
+    return errno == 0;
+}
+
+/* -- writing ----------------------------------------------------------------------------- */
+
+/* Quoted and escaped; bytes that are not UTF-8 (a model may generate them) become U+FFFD. */
+static void json_write_text(buffer *b, const char *text, i64 n) {
+    buffer_add(b, "\"", 1);
+    for (i64 i = 0; i < n;) {
+        i64 run = i;
+        while (i < n && (u8)text[i] >= 0x20 && (u8)text[i] < 0x80 && text[i] != '"'
+               && text[i] != '\\')
+            i++;
+        buffer_add(b, text + run, i - run);
+        if (i == n) break;
+        static const char from[] = "\"\\\b\f\n\r\t", to[] = "\"\\bfnrt";
+        const char *hit = text[i] ? strchr(from, text[i]) : NULL;
+        u32 code;
+        int size = utf8_decode(text + i, n - i, &code);
+        if (hit) buffer_print(b, "\\%c", to[hit - from]);
+        else if (size == 1) buffer_print(b, "\\u%04x", code);
+        else if (size) buffer_add(b, text + i, size);
+        else buffer_text(b, "\xef\xbf\xbd");
+        i += size ? size : 1;
+    }
+    buffer_add(b, "\"", 1);
+}
+
+/* The shortest of 15, 16 or 17 digits that reads back as x, with '.' in every locale. JSON
+ * has no word for infinities and NaN: null. */
+static void json_write_number(buffer *b, double x) {
+    char s[40];
+    if (!isfinite(x)) {
+        buffer_text(b, "null");
+        return;
+    }
+    for (int digits = 15; digits <= 17; digits++) {
+        snprintf(s, sizeof s, "%.*g", digits, x);
+        if (strtod(s, NULL) == x) break;
+    }
+    for (const char *p = s; *p; p++) {
+        if (strchr("0123456789+-e", *p)) buffer_add(b, p, 1);
+        else if (p == s || strchr("0123456789", p[-1])) buffer_add(b, ".", 1);
+    }
+}
+
+/* A line break and the indentation of `level`; nothing when all goes on one line. */
+static void json_break(buffer *b, int level) {
+    if (level < 0) return;
+    buffer_add(b, "\n", 1);
+    for (int i = 0; i < level; i++) buffer_add(b, "  ", 2);
+}
+
+/* A tree. indent: the level it starts at, two spaces each; negative: all on one line. */
+static void json_write(buffer *b, const json *value, int indent) {
+    static const char *const words[] = {"null", "false", "true"};
+    const bool object = value->kind == JSON_OBJECT;
+    const int inner = indent < 0 ? -1 : indent + 1;
+    if (value->kind <= JSON_TRUE) buffer_text(b, words[value->kind]);
+    if (value->kind == JSON_NUMBER) buffer_add(b, value->text, value->length);
+    if (value->kind == JSON_STRING) json_write_text(b, value->text, value->length);
+    if (value->kind < JSON_ARRAY) return;
+    buffer_add(b, object ? "{" : "[", 1);
+    for (const json *m = value->first; m; m = m->next) {
+        json_break(b, inner);
+        if (object) {
+            json_write_text(b, m->key, m->key_length);
+            buffer_add(b, ": ", 2);
+        }
+        json_write(b, m, inner);
+        if (m->next) buffer_text(b, indent < 0 ? ", " : ",");
+    }
+    if (value->first) json_break(b, indent);
+    buffer_add(b, object ? "}" : "]", 1);
+}
+
+/* ============================================================================
+ * § 11  Files
+ *
+ * Reading: weights are used where they lie, in a read-only map of the file, so that a
+ * model larger than memory can be read and two processes share one copy. What a file
+ * says about itself is copied first and believed only after every rule was checked.
+ *
+ * Writing: nothing half-written ever has a final name (I10). Files are made in a
+ * temporary directory beside their destination, each is flushed to the disk, then one
+ * rename makes them visible; a kill or a power cut leaves the old state or the new one.
+ */
+typedef struct file_map {
+    const u8 *p; /* NULL when the file is empty */
+    i64 n;
+} file_map;
+
+PRINTF_LIKE(2, 3)
+static char *arena_print(arena *a, const char *format, ...) {
+    va_list args;
+    va_start(args, format);
+    int n = vsnprintf(NULL, 0, format, args);
+    va_end(args);
+    char *s = arena_get(a, (size_t)n + 1);
+    va_start(args, format);
+    if (s) vsnprintf(s, (size_t)n + 1, format, args);
+    va_end(args);
+    return s;
+}
+
+static char *path_join(arena *a, const char *directory, const char *name) {
+    size_t n = strlen(directory);
+    const char *slash = n && directory[n - 1] == '/' ? "" : "/";
+    return arena_print(a, "%s%s%s", directory, slash, name);
+}
+
+static bool path_exists(const char *path) {
+    struct stat st;
+    return stat(path, &st) == 0;
+}
+
+static bool ends_with(const char *text, const char *end) {
+    size_t n = strlen(text), m = strlen(end);
+    return n >= m && !strcmp(text + n - m, end);
+}
+
+/* An unsigned number of up to 8 bytes, least significant first. */
+static u64 read_le(const u8 *p, int bytes) {
+    u64 x = 0;
+    for (int i = bytes - 1; i >= 0; i--) x = x << 8 | p[i];
+    return x;
+}
+
+/* Opens a regular file. Not blocking: else a named pipe would hang until it has a writer. */
+static nxt_status file_open(nxt_context *cx, const char *path, int *fd, i64 *bytes) {
+    struct stat st;
+    *fd = open(path, O_RDONLY | O_CLOEXEC | O_NONBLOCK);
+    if (*fd < 0) return fail_errno(cx, path, "open");
+    nxt_status status = NXT_OK;
+    if (fstat(*fd, &st) != 0) status = fail_errno(cx, path, "look at");
+    else if (!S_ISREG(st.st_mode))
+        status = fail(cx, NXT_IO, "%s: not a regular file", path);
+    if (status != NXT_OK) close(*fd);
+    else *bytes = (i64)st.st_size;
+    return status;
+}
+
+static nxt_status file_map_open(nxt_context *cx, const char *path, file_map *m) {
+    int fd;
+    *m = (file_map){0};
+    TRY(file_open(cx, path, &fd, &m->n));
+    void *p = m->n ? mmap(NULL, (size_t)m->n, PROT_READ, MAP_PRIVATE, fd, 0) : NULL;
+    nxt_status status = p == MAP_FAILED ? fail_errno(cx, path, "map") : NXT_OK;
+    close(fd); /* the map keeps the file open */
+    if (status == NXT_OK) m->p = p;
+    else m->n = 0;
+    return status;
+}
+
+static void file_map_close(file_map *m) {
+    if (m->p) munmap((void *)(uintptr_t)m->p, (size_t)m->n);
+    *m = (file_map){0};
+}
+
+/* Adds a whole file of at most `most` bytes to the buffer. */
+static nxt_status file_read(nxt_context *cx, const char *path, i64 most, buffer *out) {
+    int fd;
+    i64 bytes;
+    char piece[16384];
+    TRY(file_open(cx, path, &fd, &bytes));
+    nxt_status status = NXT_OK;
+    for (i64 total = 0; status == NXT_OK;) {
+        ssize_t got = read(fd, piece, sizeof piece);
+        if (got < 0 && errno == EINTR) continue;
+        if (got < 0) status = fail_errno(cx, path, "read");
+        if (got <= 0) break;
+        total += got;
+        if (total > most)
+            status = fail(cx, NXT_FORMAT, "%s: larger than %" PRId64 " bytes", path, most);
+        else buffer_add(out, piece, got);
+    }
+    close(fd);
+    return status != NXT_OK ? status : out->status;
+}
+
+/* -- durable saves -------------------------------------------------------------------------
+ *
+ *     save s;
+ *     TRY(save_begin(cx, "run/checkpoint-10", &s));
+ *     status = ... save_text(&s, "config.json", ...) and so on ...
+ *     if (status != NXT_OK) save_abort(&s);       the temporary directory is gone
+ *     else status = save_commit(&s);              all files are there, or none is
+ *
+ * save_begin is for a directory that belongs to the save: an older one of that name is
+ * replaced as a whole, with all it holds. save_begin_into is for a directory that holds
+ * other things too: its files are replaced one by one, the weights last. */
+typedef struct save {
+    nxt_context *cx;
+    arena arena;
+    const char *final, *temporary, *parent; /* parent: of temporary */
+    bool into;
+    const char **names; /* the finished files */
+    i64 count, capacity;
+} save;
+
+typedef struct save_file {
+    save *s;
+    const char *path;
+    int fd;
+} save_file;
+
+static char *path_parent(arena *a, const char *path) {
+    const char *slash = strrchr(path, '/');
+    if (!slash) return arena_text(a, ".", 1);
+    return arena_text(a, path, slash == path ? 1 : (size_t)(slash - path));
+}
+
+/* Makes the names in a directory durable. File systems that cannot do that for a
+ * directory say EINVAL; they have promised nothing that could be kept. */
+static nxt_status sync_directory(nxt_context *cx, const char *path) {
+    int fd = open(path, O_RDONLY | O_DIRECTORY | O_CLOEXEC);
+    if (fd < 0) return fail_errno(cx, path, "open");
+    nxt_status status = NXT_OK;
+    if (fsync(fd) != 0 && errno != EINVAL && errno != ENOTSUP)
+        status = fail_errno(cx, path, "flush");
+    close(fd);
+    return status;
+}
+
+/* mkdir -p, durably */
+static nxt_status make_directories(nxt_context *cx, const char *path) {
+    struct stat st;
+    if (stat(path, &st) == 0) {
+        if (S_ISDIR(st.st_mode)) return NXT_OK;
+        return fail(cx, NXT_IO, "%s: exists and is not a directory", path);
+    }
+    arena a = {.cx = cx};
+    const char *parent = path_parent(&a, path);
+    nxt_status status = parent ? NXT_OK : NXT_MEMORY;
+    if (status == NXT_OK && strcmp(parent, path)) status = make_directories(cx, parent);
+    if (status == NXT_OK && mkdir(path, 0777) != 0 && errno != EEXIST)
+        status = fail_errno(cx, path, "create");
+    if (status == NXT_OK) status = sync_directory(cx, parent);
+    arena_free(&a);
+    return status;
+}
+
+/* Removes a file, or a directory with all below it; follows no link, stops at nothing. */
+static void remove_tree(int at, const char *name) {
+    if (unlinkat(at, name, 0) == 0) return;
+    int fd = openat(at, name, O_RDONLY | O_DIRECTORY | O_NOFOLLOW | O_CLOEXEC);
+    DIR *d = fd < 0 ? NULL : fdopendir(fd);
+    if (!d) {
+        if (fd >= 0) close(fd);
+        return;
+    }
+    for (const struct dirent *e; (e = readdir(d));)
+        if (strcmp(e->d_name, ".") && strcmp(e->d_name, "..")) remove_tree(fd, e->d_name);
+    closedir(d);
+    unlinkat(at, name, AT_REMOVEDIR);
+}
+
+static void save_free(save *s) {
+    nxt_context *cx = s->cx;
+    if (s->names) mem_drop(cx, (void *)s->names);
+    arena_free(&s->arena);
+    *s = (save){.cx = cx, .arena.cx = cx};
+}
+
+/* Removes what was written. Does nothing after save_commit, or before a save began. */
+static void save_abort(save *s) {
+    if (s->temporary) remove_tree(AT_FDCWD, s->temporary);
+    save_free(s);
+}
+
+/* Makes `<stem>.tmp-<process>-<n>` with the first n that is free. */
+static nxt_status save_start(save *s, const char *stem) {
+    for (int n = 0;; n++) {
+        const char *path = arena_print(&s->arena, "%s.tmp-%ld-%d", stem, (long)getpid(), n);
+        if (!path) return NXT_MEMORY;
+        if (mkdir(path, 0777) == 0) {
+            s->temporary = path;
+            s->parent = path_parent(&s->arena, path);
+            return s->parent ? NXT_OK : NXT_MEMORY;
+        }
+        if (errno != EEXIST || n == 10000) return fail_errno(s->cx, path, "create");
+    }
+}
+
+/* The true name of a directory: a link must not be replaced by what it points to. */
+static nxt_status save_resolve(save *s, const char *path) {
+    size_t n = strlen(path);
+    while (n > 1 && path[n - 1] == '/') n--;
+    s->final = arena_text(&s->arena, path, n);
+    if (!s->final) return NXT_MEMORY;
+    if (!n) return fail(s->cx, NXT_ARGUMENT, "the directory to save into has no name");
+    const char *parent = path_parent(&s->arena, s->final);
+    if (!parent) return NXT_MEMORY;
+    TRY(make_directories(s->cx, parent));
+    if (!path_exists(s->final)) return NXT_OK;
+    TRY(make_directories(s->cx, s->final)); /* only checks that it is one */
+    char *real = realpath(s->final, NULL);
+    if (!real) return fail_errno(s->cx, s->final, "resolve");
+    s->final = arena_text(&s->arena, real, strlen(real));
+    free(real);
+    return s->final ? NXT_OK : NXT_MEMORY;
+}
+
+static nxt_status save_begin(nxt_context *cx, const char *final, save *s) {
+    *s = (save){.cx = cx, .arena.cx = cx};
+    nxt_status status = save_resolve(s, final);
+    if (status == NXT_OK) status = save_start(s, s->final);
+    if (status != NXT_OK) save_abort(s);
+    return status;
+}
+
+/* The temporary directory lies in the destination, hence on the same file system. */
+static nxt_status save_begin_into(nxt_context *cx, const char *directory, save *s) {
+    *s = (save){.cx = cx, .arena.cx = cx, .into = true};
+    nxt_status status = make_directories(cx, directory);
+    if (status == NXT_OK) status = save_resolve(s, directory);
+    const char *stem = status == NXT_OK ? path_join(&s->arena, s->final, "save") : NULL;
+    if (status == NXT_OK) status = stem ? save_start(s, stem) : NXT_MEMORY;
+    if (status != NXT_OK) save_abort(s);
+    return status;
+}
+
+static nxt_status fail_write(nxt_context *cx, const char *path) {
+    if (errno == ENOSPC || errno == EDQUOT)
+        return fail(cx, NXT_IO, "%s: cannot write: disk full", path);
+    return fail_errno(cx, path, "write");
+}
+
+static nxt_status save_open(save *s, const char *name, save_file *f) {
+    *f = (save_file){.s = s, .fd = -1};
+    if (!*name || strchr(name, '/') || !strcmp(name, ".") || !strcmp(name, ".."))
+        return fail(s->cx, NXT_ARGUMENT, "\"%s\" is no file name", name);
+    TRY(mem_grow(s->cx, &s->names, s->count, s->count + 1, &s->capacity, sizeof *s->names));
+    f->path = path_join(&s->arena, s->temporary, name);
+    const char *copy = arena_text(&s->arena, name, strlen(name));
+    if (!f->path || !copy) return NXT_MEMORY;
+    f->fd = open(f->path, O_WRONLY | O_CREAT | O_EXCL | O_CLOEXEC, 0666);
+    if (f->fd < 0) return fail_write(s->cx, f->path);
+    s->names[s->count++] = copy;
+    return NXT_OK;
+}
+
+static nxt_status save_bytes(save_file *f, const void *bytes, i64 n) {
+    for (const u8 *p = bytes; n > 0;) {
+        ssize_t done = write(f->fd, p, (size_t)min64(n, 1 << 30));
+        if (done < 0 && errno == EINTR) continue;
+        if (done < 0) return fail_write(f->s->cx, f->path);
+        p += done;
+        n -= done;
+    }
+    return NXT_OK;
+}
+
+/* Closes in any case. Flushes to the disk when all went well so far; errors of earlier
+ * writes may show only here. */
+static nxt_status save_close(save_file *f, nxt_status status) {
+    if (f->fd < 0) return status;
+    if (status == NXT_OK && fsync(f->fd) != 0) status = fail_write(f->s->cx, f->path);
+    if (close(f->fd) != 0 && status == NXT_OK) status = fail_write(f->s->cx, f->path);
+    f->fd = -1;
+    return status;
+}
+
+static nxt_status save_text(save *s, const char *name, const char *text, i64 n) {
+    save_file f;
+    nxt_status status = save_open(s, name, &f);
+    if (status == NXT_OK) status = save_bytes(&f, text, n);
+    return save_close(&f, status);
+}
+
+static nxt_status save_copy(save *s, const char *name, const char *from) {
+    file_map m;
+    TRY(file_map_open(s->cx, from, &m));
+    nxt_status status = save_text(s, name, (const char *)m.p, m.n);
+    file_map_close(&m);
+    return status;
+}
+
+/* Linux can swap two names in one step, on most file systems. */
+static bool swap_names(const char *a, const char *b) {
+#if NXT_HAS_EXCHANGE
+    return syscall(SYS_renameat2, AT_FDCWD, a, AT_FDCWD, b, RENAME_EXCHANGE) == 0;
+#else
+    (void)a, (void)b;
+    return false;
+#endif
+}
+
+/* Puts the temporary directory in the place of the final one, and removes the old one
+ * once the new one is safe. Without swap_names there is a moment between two renames at
+ * which only the old state exists, under `<temporary>.old`. */
+static nxt_status save_replace(save *s) {
+    const char *old = s->temporary; /* where the old state ends up */
+    if (!path_exists(s->final)) {
+        if (rename(s->temporary, s->final) != 0) return fail_errno(s->cx, s->final, "create");
+        old = NULL;
+    } else if (!swap_names(s->temporary, s->final)) {
+        old = arena_print(&s->arena, "%s.old", s->temporary);
+        if (!old) return NXT_MEMORY;
+        if (rename(s->final, old) != 0) return fail_errno(s->cx, s->final, "replace");
+        if (rename(s->temporary, s->final) != 0) {
+            nxt_status status = fail_errno(s->cx, s->final, "replace");
+            rename(old, s->final); /* back; nothing more can be done if that fails too */
+            return status;
+        }
+    }
+    s->temporary = NULL;
+    TRY(sync_directory(s->cx, s->parent));
+    if (old) remove_tree(AT_FDCWD, old);
+    if (old && path_exists(old))
+        say(s->cx, NXT_LOG_WARNING, "%s: the old state could not be removed", old);
+    return NXT_OK;
+}
+
+/* Which files are renamed first: all but the weights, then the weights, then their index. */
+static int save_turn(const char *name) {
+    if (ends_with(name, ".safetensors")) return 1;
+    return ends_with(name, ".safetensors.index.json") ? 2 : 0;
+}
+
+static bool save_holds(const save *s, const char *name) {
+    for (i64 i = 0; i < s->count; i++)
+        if (!strcmp(s->names[i], name)) return true;
+    return false;
+}
+
+/* Weights of an earlier save that the new ones do not replace by name: readers would
+ * prefer an old model.safetensors to new shards. */
+static void save_drop_stale(save *s) {
+    static const char single[] = "model.safetensors", index[] = "model.safetensors.index.json";
+    if (!save_holds(s, single) && !save_holds(s, index)) return;
+    DIR *d = opendir(s->final);
+    if (!d) return;
+    for (const struct dirent *e; (e = readdir(d));) {
+        int at = 0;
+        (void)sscanf(e->d_name, "model-%*5[0-9]-of-%*5[0-9].safetensors%n", &at);
+        bool shard = at == sizeof "model-00001-of-00002.safetensors" - 1 && !e->d_name[at];
+        bool ours = shard || !strcmp(e->d_name, single) || !strcmp(e->d_name, index);
+        if (ours && !save_holds(s, e->d_name)) unlinkat(dirfd(d), e->d_name, 0);
+    }
+    closedir(d);
+}
+
+static nxt_status save_move_into(save *s) {
+    for (int turn = 0; turn < 3; turn++)
+        for (i64 i = 0; i < s->count; i++) {
+            if (save_turn(s->names[i]) != turn) continue;
+            const char *from = path_join(&s->arena, s->temporary, s->names[i]);
+            const char *to = path_join(&s->arena, s->final, s->names[i]);
+            if (!from || !to) return NXT_MEMORY;
+            if (rename(from, to) != 0) return fail_errno(s->cx, to, "replace");
+        }
+    save_drop_stale(s);
+    return sync_directory(s->cx, s->final);
+}
+
+/* Makes the files visible under their final names. After a failure nothing is left of the
+ * save, but for files that save_begin_into had already replaced, whole ones each. */
+static nxt_status save_commit(save *s) {
+    nxt_status status = sync_directory(s->cx, s->temporary);
+    if (status == NXT_OK) status = s->into ? save_move_into(s) : save_replace(s);
+    save_abort(s); /* of the temporary directory, whatever is left */
+    return status;
+}
+
+/* -- tensors in files ------------------------------------------------------------------- */
+enum { MAX_RANK = 8, MAX_FILES = 4096 };
+
+typedef struct tensor {
+    const char *name;
+    int type;              /* dtype; -1: a type that weights do not have */
+    const char *type_name; /* as safetensors calls it */
+    int rank;
+    i64 dim[MAX_RANK];
+    i64 stride[MAX_RANK];  /* in elements; row-major unless a pickle says otherwise */
+    i64 count;             /* product of dim */
+    const u8 *p;           /* into the map; no alignment is promised */
+    const char *file;
+} tensor;
+
+typedef struct text_pair {
+    const char *key, *value;
+} text_pair;
+
+typedef struct weight_file {
+    const char *path, *name;
+    file_map map;
+} weight_file;
+
+/* The tensors of a model, whatever files they came from. They live until weights_close. */
+typedef struct weights {
+    nxt_context *cx;
+    arena arena;
+    weight_file *files;
+    i64 file_count, file_capacity;
+    bool indexed;        /* an index file says which tensors count, and from which file */
+    tensor *tensors;
+    i64 count, capacity;
+    i32 *slot;           /* open-addressing hash by name: 1 + index into tensors, or 0 */
+    i64 slots;           /* a power of two, at least twice count */
+    text_pair *metadata; /* what safetensors files say beside tensors */
+    i64 metadata_count, metadata_capacity;
+} weights;
+
+enum { AWAITED = -1 }; /* the rank of a tensor that only the index has named so far */
+
+static i32 *weights_slot(const weights *w, const char *name) {
+    u64 h = 0xcbf29ce484222325u; /* FNV-1a, then mixed: the low bits choose the slot */
+    for (const char *p = name; *p; p++) h = (h ^ (u8)*p) * 0x100000001b3u;
+    for (u64 i = mix64(h);; i++) {
+        i32 *s = &w->slot[i & (u64)(w->slots - 1)];
+        if (!*s || !strcmp(w->tensors[*s - 1].name, name)) return s;
+    }
+}
+
+static nxt_status weights_grow(weights *w) {
+    TRY(mem_grow(w->cx, &w->tensors, w->count, w->count + 1, &w->capacity, sizeof *w->tensors));
+    if (2 * (w->count + 1) <= w->slots) return NXT_OK;
+    i32 *bigger;
+    i64 slots = max64(64, 2 * w->slots);
+    TRY(mem_zero(w->cx, &bigger, slots, sizeof *bigger));
+    mem_drop(w->cx, w->slot);
+    w->slot = bigger;
+    w->slots = slots;
+    for (i64 i = 0; i < w->count; i++) *weights_slot(w, w->tensors[i].name) = (i32)(i + 1);
+    return NXT_OK;
+}
+
+PRINTF_LIKE(3, 4)
+static nxt_status fail_tensor(const weights *w, const tensor *t, const char *format, ...) {
+    char reason[300];
+    va_list args;
+    va_start(args, format);
+    vsnprintf(reason, sizeof reason, format, args);
+    va_end(args);
+    return fail(w->cx, NXT_FORMAT, "%s: tensor %.200s: %s", t->file, t->name, reason);
+}
+
+/* Adds a tensor, unless an index is in force and gives that name to another file. */
+static nxt_status weights_add(weights *w, const tensor *t) {
+    TRY(weights_grow(w));
+    i32 *slot = weights_slot(w, t->name);
+    tensor *known = *slot ? &w->tensors[*slot - 1] : NULL;
+    if (w->indexed && t->rank != AWAITED && (!known || known->file != t->file)) return NXT_OK;
+    if (known && known->rank != AWAITED)
+        return fail_tensor(w, t, "the name occurs twice");
+    if (known && t->rank == AWAITED)
+        return fail_tensor(w, t, "the index names it twice");
+    if (!known) *slot = (i32)++w->count;
+    w->tensors[*slot - 1] = *t;
+    return NXT_OK;
+}
+
+static const tensor *weights_find(const weights *w, const char *name) {
+    i32 slot = w->slots ? *weights_slot(w, name) : 0;
+    return slot ? &w->tensors[slot - 1] : NULL;
+}
+
+/* A text that a safetensors file carries under `key`, or NULL. */
+static const char *weights_metadata(const weights *w, const char *key) {
+    for (i64 i = 0; i < w->metadata_count; i++)
+        if (!strcmp(w->metadata[i].key, key)) return w->metadata[i].value;
+    return NULL;
+}
+
+static void weights_close(weights *w) {
+    nxt_context *cx = w->cx;
+    for (i64 i = 0; i < w->file_count; i++) file_map_close(&w->files[i].map);
+    mem_drop(cx, w->files);
+    mem_drop(cx, w->tensors);
+    mem_drop(cx, w->slot);
+    mem_drop(cx, w->metadata);
+    arena_free(&w->arena);
+    *w = (weights){.cx = cx, .arena.cx = cx};
+}
+
+/* -- safetensors: the reader ---------------------------------------------------------------
+ *
+ *     8 bytes    n, the length of the header, little-endian
+ *     n bytes    the header: {"name": {"dtype": "F32", "shape": [2, 3],
+ *                "data_offsets": [begin, end]}, ..., "__metadata__": {"key": "text"}}
+ *     the rest   the tensors, row-major, without holes; offsets count from here
+ *
+ * The rules are those of the reference implementation [safetensors]. */
+enum { SAFETENSORS_HEADER_MAX = 100000000, METADATA_MAX = 10000 };
+
+typedef struct tensor_kind {
+    const char *name;
+    int bits, type;
+} tensor_kind;
+
+static const tensor_kind *tensor_kind_named(const char *name) {
+    static const tensor_kind kinds[] = {
+        {"F32", 32, F32},        {"F16", 16, F16},        {"BF16", 16, BF16},
+        {"BOOL", 8, -1},         {"U8", 8, -1},           {"I8", 8, -1},
+        {"I16", 16, -1},         {"U16", 16, -1},         {"I32", 32, -1},
+        {"U32", 32, -1},         {"I64", 64, -1},         {"U64", 64, -1},
+        {"F64", 64, -1},         {"C64", 64, -1},         {"F8_E5M2", 8, -1},
+        {"F8_E4M3", 8, -1},      {"F8_E8M0", 8, -1},      {"F8_E5M2FNUZ", 8, -1},
+        {"F8_E4M3FNUZ", 8, -1},  {"F6_E2M3", 6, -1},      {"F6_E3M2", 6, -1},
+        {"F4", 4, -1}};
+    for (i64 i = 0; i < COUNT(kinds); i++)
+        if (!strcmp(kinds[i].name, name)) return &kinds[i];
+    return NULL;
+}
+
+/* One safetensors file while it is read. */
+typedef struct tensor_header {
+    weights *w;
+    const char *file;
+    const u8 *data; /* behind the header */
+    i64 bytes;      /* of data */
+} tensor_header;
+
+typedef struct byte_span {
+    i64 begin, end;
+    const char *name;
+} byte_span;
+
+/* The member of an entry that must be there, once, and be of this kind. */
+static nxt_status header_member(const tensor_header *h, const json *entry, const tensor *t,
+                                const char *key, json_kind kind, const json **out) {
+    int found = 0;
+    for (const json *m = entry->first; m; m = m->next)
+        if (json_is(m, key)) found++, *out = m;
+    if (found != 1) return fail_tensor(h->w, t, "has %s %s", found ? "two of" : "no", key);
+    if ((*out)->kind == kind) return NXT_OK;
+    return fail_tensor(h->w, t, "%s is not %s", key, kind == JSON_STRING ? "text" : "a list");
+}
+
+static nxt_status header_shape(const tensor_header *h, const json *entry, tensor *t) {
+    const json *shape = NULL;
+    TRY(header_member(h, entry, t, "shape", JSON_ARRAY, &shape));
+    if (shape->count > MAX_RANK)
+        return fail_tensor(h->w, t, "has %" PRId64 " dimensions, more than %d", shape->count,
+                           MAX_RANK);
+    t->count = 1;
+    for (const json *v = shape->first; v; v = v->next) {
+        i64 n;
+        if (!json_integer(v, &n) || n < 0)
+            return fail_tensor(h->w, t, "its shape holds something that is no size");
+        if (__builtin_mul_overflow(t->count, n, &t->count))
+            return fail_tensor(h->w, t, "the product of its shape overflows");
+        t->dim[t->rank++] = n;
+    }
+    for (i64 i = t->rank - 1, step = 1; i >= 0 && t->count; step *= t->dim[i--])
+        t->stride[i] = step; /* of an empty tensor: 0, for a part of its shape may overflow */
+    return NXT_OK;
+}
+
+static nxt_status header_offsets(const tensor_header *h, const json *entry, const tensor *t, byte_span *s) {
+    const json *offsets = NULL;
+    TRY(header_member(h, entry, t, "data_offsets", JSON_ARRAY, &offsets));
+    if (offsets->count != 2 || !json_integer(offsets->first, &s->begin)
+        || !json_integer(offsets->first->next, &s->end) || s->begin < 0)
+        return fail_tensor(h->w, t, "data_offsets are not two sizes");
+    if (s->end < s->begin) return fail_tensor(h->w, t, "ends before it begins");
+    if (s->end <= h->bytes) return NXT_OK;
+    return fail_tensor(h->w, t, "ends at byte %" PRId64 " of %" PRId64 ": the file is cut "
+                       "short, or lies", s->end, h->bytes);
+}
+
+static nxt_status header_tensor(const tensor_header *h, const json *entry, byte_span *s) {
+    tensor t = {.file = h->file, .name = entry->key};
+    const json *type = NULL;
+    if (strlen(entry->key) != (size_t)entry->key_length)
+        return fail_tensor(h->w, &t, "the name goes on after a zero byte");
+    if (entry->kind != JSON_OBJECT) return fail_tensor(h->w, &t, "is not an object");
+    TRY(header_member(h, entry, &t, "dtype", JSON_STRING, &type));
+    TRY(header_shape(h, entry, &t));
+    TRY(header_offsets(h, entry, &t, s));
+    const tensor_kind *kind = tensor_kind_named(type->text);
+    if (!kind || strlen(kind->name) != (size_t)type->length)
+        return fail_tensor(h->w, &t, "unknown dtype %.40s", type->text);
+    i64 bits;
+    if (__builtin_mul_overflow(t.count, (i64)kind->bits, &bits))
+        return fail_tensor(h->w, &t, "its size in bits overflows");
+    if (bits % 8) return fail_tensor(h->w, &t, "does not fill its last byte");
+    if (s->end - s->begin != bits / 8)
+        return fail_tensor(h->w, &t, "has %" PRId64 " bytes where dtype and shape need %" PRId64,
+                           s->end - s->begin, bits / 8);
+    t.type = kind->type;
+    t.type_name = kind->name;
+    t.p = h->data + s->begin;
+    t.name = s->name = arena_text(&h->w->arena, entry->key, (size_t)entry->key_length);
+    if (!t.name) return NXT_MEMORY;
+    return weights_add(h->w, &t);
+}
+
+static nxt_status header_metadata(const tensor_header *h, const json *entry) {
+    weights *w = h->w;
+    if (entry->kind != JSON_OBJECT)
+        return fail(w->cx, NXT_FORMAT, "%s: __metadata__ is not an object", h->file);
+    if (entry->count > METADATA_MAX) /* so that looking for duplicates stays cheap */
+        return fail(w->cx, NXT_UNSUPPORTED, "%s: more than %d texts in __metadata__", h->file,
+                    METADATA_MAX);
+    for (const json *m = entry->first; m; m = m->next) {
+        if (m->kind != JSON_STRING || json_get(entry, m->key) != m)
+            return fail(w->cx, NXT_FORMAT, "%s: __metadata__: %.200s %s", h->file, m->key,
+                        m->kind != JSON_STRING ? "is not text" : "occurs twice");
+        TRY(mem_grow(w->cx, &w->metadata, w->metadata_count, w->metadata_count + 1,
+                     &w->metadata_capacity, sizeof *w->metadata));
+        text_pair pair = {arena_text(&w->arena, m->key, (size_t)m->key_length),
+                          arena_text(&w->arena, m->text, (size_t)m->length)};
+        if (!pair.key || !pair.value) return NXT_MEMORY;
+        w->metadata[w->metadata_count++] = pair;
+    }
+    return NXT_OK;
+}
+
+static int span_order(const void *a, const void *b) {
+    const byte_span *x = a, *y = b;
+    if (x->begin != y->begin) return x->begin < y->begin ? -1 : 1;
+    return (x->end > y->end) - (x->end < y->end);
+}
+
+/* Together the tensors fill the data exactly: no hole, no overlap, nothing behind. */
+static nxt_status header_cover(const tensor_header *h, byte_span *s, i64 n) {
+    i64 end = 0;
+    qsort(s, (size_t)n, sizeof *s, span_order);
+    for (i64 i = 0; i < n; i++) {
+        tensor t = {.file = h->file, .name = s[i].name};
+        if (s[i].begin != end)
+            return fail_tensor(h->w, &t, "%s: it begins at byte %" PRId64 ", not %" PRId64,
+                               s[i].begin < end ? "overlaps another" : "leaves a hole",
+                               s[i].begin, end);
+        end = s[i].end;
+    }
+    if (end != h->bytes)
+        return fail(h->w->cx, NXT_FORMAT, "%s: %" PRId64 " bytes follow the last tensor",
+                    h->file, h->bytes - end);
+    return NXT_OK;
+}
+
+static nxt_status header_read(const tensor_header *h, const json *root) {
+    nxt_status status = NXT_OK;
+    byte_span *spans;
+    i64 n = 0;
+    bool metadata = false;
+    if (root->kind != JSON_OBJECT)
+        return fail(h->w->cx, NXT_FORMAT, "%s: the header is not an object", h->file);
+    TRY(mem_get(h->w->cx, &spans, max64(1, root->count), sizeof *spans));
+    for (const json *m = root->first; m && status == NXT_OK; m = m->next) {
+        if (!json_is(m, "__metadata__")) status = header_tensor(h, m, &spans[n++]);
+        else if (!metadata) status = header_metadata(h, m), metadata = true;
+        else status = fail(h->w->cx, NXT_FORMAT, "%s: has __metadata__ twice", h->file);
+    }
+    if (status == NXT_OK) status = header_cover(h, spans, n);
+    mem_drop(h->w->cx, spans);
+    return status;
+}
+
+/* Adds the tensors of the n bytes at p, which stay where they are, to w. */
+static nxt_status safetensors_parse(weights *w, const char *file, const u8 *p, i64 n) {
+    static const char pointer[] = "version https://git-lfs";
+    nxt_context *cx = w->cx;
+    if (n >= COUNT(pointer) && !memcmp(p, pointer, sizeof pointer - 1))
+        return fail(cx, NXT_FORMAT, "%s: a Git LFS pointer, not the file itself: "
+                    "fetch it with `git lfs pull`", file);
+    if (n < 8) return fail(cx, NXT_FORMAT, "%s: %" PRId64 " bytes are too few", file, n);
+    u64 length = read_le(p, 8);
+    if (length > SAFETENSORS_HEADER_MAX)
+        return fail(cx, NXT_FORMAT, "%s: not safetensors: a header of %" PRIu64
+                    " bytes, more than %d", file, length, SAFETENSORS_HEADER_MAX);
+    if ((i64)length > n - 8)
+        return fail(cx, NXT_FORMAT, "%s: the header takes %" PRIu64 " bytes and only %" PRId64
+                    " are there: the file is cut short", file, length, n - 8);
+    tensor_header h = {.w = w, .file = file, .data = p + 8 + length, .bytes = n - 8 - (i64)length};
+    arena a = {.cx = cx};
+    json *root;
+    nxt_status status = NXT_MEMORY;
+    const char *where = arena_print(&a, "%s (header)", file);
+    const char *copy = arena_text(&a, (const char *)p + 8, length);
+    if (where && copy) status = json_parse(&a, where, copy, (i64)length, &root);
+    if (status == NXT_OK) status = header_read(&h, root);
+    arena_free(&a);
+    return status;
+}
+
+typedef nxt_status (*weight_parser)(weights *w, const char *file, const u8 *p, i64 n);
+
+/* The file of that name, which is one of the model's; opened later. */
+static nxt_status weights_file(weights *w, const char *directory, const char *name,
+                               weight_file **out) {
+    for (i64 i = w->file_count - 1; i >= 0; i--) /* the last is the likely one */
+        if (!strcmp(w->files[i].name, name)) return *out = &w->files[i], NXT_OK;
+    if (w->file_count == MAX_FILES)
+        return fail(w->cx, NXT_FORMAT, "%s: weights in more than %d files", directory,
+                    MAX_FILES);
+    TRY(mem_grow(w->cx, &w->files, w->file_count, w->file_count + 1, &w->file_capacity,
+                 sizeof *w->files));
+    *out = &w->files[w->file_count];
+    **out = (weight_file){
+        .path = *directory ? path_join(&w->arena, directory, name)
+                           : arena_text(&w->arena, name, strlen(name)),
+        .name = arena_text(&w->arena, name, strlen(name))};
+    if (!(*out)->path || !(*out)->name) return NXT_MEMORY;
+    w->file_count++;
+    return NXT_OK;
+}
+
+static nxt_status weights_load(weights *w, weight_file *f, weight_parser parse) {
+    TRY(file_map_open(w->cx, f->path, &f->map));
+    return parse(w, f->path, f->map.p, f->map.n);
+}
+
+/* One safetensors file. */
+static nxt_status weights_open_file(nxt_context *cx, const char *path, weights *w) {
+    *w = (weights){.cx = cx, .arena.cx = cx};
+    weight_file *f;
+    nxt_status status = weights_file(w, "", path, &f);
+    if (status == NXT_OK) status = weights_load(w, f, safetensors_parse);
+    if (status != NXT_OK) weights_close(w);
+    return status;
+}
+
+/* -- safetensors: the writer --------------------------------------------------------------
+ *
+ * Tensors pass through one staging buffer, so saving needs no second model in memory. The
+ * caller says what there is (plans) and hands out the numbers piece by piece (fetch). */
+typedef struct tensor_plan {
+    const char *name;
+    dtype type;
+    int rank;
+    i64 dim[MAX_RANK];
+    i64 count;    /* product of dim */
+    void *source; /* the caller's */
+} tensor_plan;
+
+/* Gives elements [at, at + n) of t as f32. */
+typedef nxt_status (*tensor_fetch)(void *user, const tensor_plan *t, i64 at, i64 n, float *out);
+
+typedef struct tensor_set {
+    const tensor_plan *plans; /* in the model's order, which decides the shards */
+    i64 count;
+    const text_pair *metadata; /* beside {"format": "pt"} */
+    i64 metadata_count;
+    i64 shard_bytes; /* a file's tensors take at most this much; 0: one file. HF: 5e9 */
+    tensor_fetch fetch;
+    void *user;
+} tensor_set;
+
+enum { STAGE = 1 << 18 }; /* elements: 1 MB as f32 */
+
+typedef struct tensor_writer {
+    save *s;
+    const tensor_set *set;
+    const tensor_plan **order; /* a shard's tensors as they lie in its file */
+    i32 *shard;                /* of each plan, from 0 */
+    float *stage;              /* (STAGE) */
+    u16 *half;                 /* (STAGE) */
+} tensor_writer;
+
+/* The reference writer's order, so that equal models are equal files: its dtypes from the
+ * widest down, then names. It also keeps each tensor aligned to its element. */
+static int plan_order(const void *a, const void *b) {
+    static const int rank[] = {[F32] = 0, [BF16] = 1, [F16] = 2};
+    const tensor_plan *x = *(const tensor_plan *const *)a, *y = *(const tensor_plan *const *)b;
+    return x->type != y->type ? rank[x->type] - rank[y->type] : strcmp(x->name, y->name);
+}
+
+static int name_order(const void *a, const void *b) {
+    const tensor_plan *x = *(const tensor_plan *const *)a, *y = *(const tensor_plan *const *)b;
+    return strcmp(x->name, y->name);
+}
+
+static void write_header(buffer *b, const tensor_writer *w, i64 n) {
+    static const char *const names[] = {[F32] = "F32", [F16] = "F16", [BF16] = "BF16"};
+    const tensor_set *set = w->set;
+    i64 at = 0;
+    buffer_text(b, "{\"__metadata__\":{\"format\":\"pt\"");
+    for (i64 i = 0; i < set->metadata_count; i++) {
+        buffer_text(b, ",");
+        json_write_text(b, set->metadata[i].key, (i64)strlen(set->metadata[i].key));
+        buffer_text(b, ":");
+        json_write_text(b, set->metadata[i].value, (i64)strlen(set->metadata[i].value));
+    }
+    buffer_text(b, "}");
+    for (i64 i = 0; i < n; i++) {
+        const tensor_plan *t = w->order[i];
+        i64 end = at + t->count * dtype_size(t->type);
+        buffer_text(b, ",");
+        json_write_text(b, t->name, (i64)strlen(t->name));
+        buffer_print(b, ":{\"dtype\":\"%s\",\"shape\":[", names[t->type]);
+        for (int d = 0; d < t->rank; d++)
+            buffer_print(b, "%s%" PRId64, d ? "," : "", t->dim[d]);
+        buffer_print(b, "],\"data_offsets\":[%" PRId64 ",%" PRId64 "]}", at, end);
+        at = end;
+    }
+    buffer_text(b, "}");
+    while (b->n % 8 && b->status == NXT_OK) buffer_text(b, " ");
+}
+
+/* To f16 or bf16. What is infinite or NaN already stays so; what becomes infinite would be
+ * a ruined model. */
+static nxt_status narrow(const save_file *f, const tensor_plan *t, const float *x, i64 n,
+                         u16 *out) {
+    const u16 infinity = t->type == F16 ? 0x7c00 : 0x7f80;
+    for (i64 i = 0; i < n; i++) {
+        out[i] = t->type == F16 ? f32_to_f16(x[i]) : f32_to_bf16(x[i]);
+        if ((out[i] & infinity) == infinity && isfinite(x[i]))
+            return fail(f->s->cx, NXT_FORMAT, "%s: tensor %s holds %g, too large for %s (at "
+                        "most %s): save as %s", f->path, t->name, (double)x[i],
+                        dtype_name[t->type], t->type == F16 ? "65504" : "3.39e38",
+                        t->type == F16 ? "f32 or bf16" : "f32");
+    }
+    return NXT_OK;
+}
+
+static nxt_status write_tensor(const tensor_writer *w, save_file *f, const tensor_plan *t) {
+    for (i64 at = 0; at < t->count; at += STAGE) {
+        i64 n = min64(STAGE, t->count - at);
+        TRY(w->set->fetch(w->set->user, t, at, n, w->stage));
+        if (t->type != F32) TRY(narrow(f, t, w->stage, n, w->half));
+        const void *bytes = t->type == F32 ? (const void *)w->stage : w->half;
+        TRY(save_bytes(f, bytes, n * dtype_size(t->type)));
+    }
+    return NXT_OK;
+}
+
+/* The file of one shard. */
+static nxt_status write_shard(const tensor_writer *w, i64 shard, const char *name) {
+    save_file f = {.fd = -1};
+    i64 n = 0;
+    buffer b = {.cx = w->s->cx};
+    for (i64 i = 0; i < w->set->count; i++)
+        if (w->shard[i] == shard) w->order[n++] = &w->set->plans[i];
+    qsort(w->order, (size_t)n, sizeof *w->order, plan_order);
+    write_header(&b, w, n);
+    nxt_status status = b.status;
+    if (status == NXT_OK && b.n > SAFETENSORS_HEADER_MAX)
+        status = fail(b.cx, NXT_FORMAT, "%s: the header is too large to be read again", name);
+    u8 length[8];
+    for (int i = 0; i < 8; i++) length[i] = (u8)((u64)b.n >> 8 * i);
+    if (status == NXT_OK) status = save_open(w->s, name, &f);
+    if (status == NXT_OK) status = save_bytes(&f, length, 8);
+    if (status == NXT_OK) status = save_bytes(&f, b.p, b.n);
+    for (i64 i = 0; i < n && status == NXT_OK; i++) status = write_tensor(w, &f, w->order[i]);
+    buffer_free(&b);
+    return save_close(&f, status);
+}
+
+enum { OPEN_SHARD = -1 };
+
+static i64 close_shard(i32 *shard, i64 plans, i64 number) {
+    for (i64 i = 0; i < plans; i++)
+        if (shard[i] == OPEN_SHARD) shard[i] = (i32)number;
+    return number + 1;
+}
+
+/* Hugging Face's rule: fill a shard in the model's order until the next tensor would not
+ * fit. A tensor larger than a shard gets one alone, which takes its number at once, while
+ * the shard being filled takes its own when it is closed. Returns the number of shards. */
+static i64 choose_shards(const tensor_set *set, i32 *shard) {
+    i64 shards = 0, filled = 0, limit = set->shard_bytes ? set->shard_bytes : INT64_MAX;
+    bool open = false;
+    for (i64 i = 0; i < set->count; i++) {
+        i64 bytes = set->plans[i].count * dtype_size(set->plans[i].type);
+        if (bytes > limit) {
+            shard[i] = (i32)shards++;
+            continue;
+        }
+        if (bytes > limit - filled) {
+            shards = close_shard(shard, i, shards);
+            filled = 0;
+        }
+        shard[i] = OPEN_SHARD;
+        filled += bytes;
+        open = true;
+    }
+    if (open) shards = close_shard(shard, set->count, shards);
+    return max64(1, shards);
+}
+
+static void shard_name(char out[300], const char *name, i64 shard, i64 shards) {
+    int stem = (int)(strlen(name) - strlen(".safetensors"));
+    snprintf(out, 300, "%.*s-%05" PRId64 "-of-%05" PRId64 ".safetensors", stem, name, shard + 1,
+             shards);
+}
+
+/* {"metadata": {"total_size": bytes}, "weight_map": {tensor: file}}, sorted by name. */
+static nxt_status write_index(const tensor_writer *w, const char *name, i64 shards) {
+    const tensor_set *set = w->set;
+    buffer b = {.cx = w->s->cx};
+    i64 total = 0;
+    char file[300];
+    for (i64 i = 0; i < set->count; i++) {
+        total += set->plans[i].count * dtype_size(set->plans[i].type);
+        w->order[i] = &set->plans[i];
+    }
+    qsort(w->order, (size_t)set->count, sizeof *w->order, name_order);
+    buffer_print(&b, "{\n  \"metadata\": {\n    \"total_size\": %" PRId64
+                 "\n  },\n  \"weight_map\": {", total);
+    for (i64 i = 0; i < set->count; i++) {
+        const tensor_plan *t = w->order[i];
+        shard_name(file, name, w->shard[t - set->plans], shards);
+        buffer_text(&b, i ? ",\n    " : "\n    ");
+        json_write_text(&b, t->name, (i64)strlen(t->name));
+        buffer_print(&b, ": \"%s\"", file);
+    }
+    buffer_text(&b, "\n  }\n}\n");
+    snprintf(file, sizeof file, "%s.index.json", name);
+    nxt_status status = b.status;
+    if (status == NXT_OK) status = save_text(w->s, file, b.p, b.n);
+    buffer_free(&b);
+    return status;
+}
+
+/* Writes the set as `name`, which ends in .safetensors, or as shards and their index. */
+static nxt_status safetensors_write(save *s, const char *name, const tensor_set *set) {
+    tensor_writer w = {.s = s, .set = set};
+    nxt_status status;
+    char file[300];
+    TRY_GOTO(done, mem_get(s->cx, &w.order, max64(1, set->count), sizeof *w.order));
+    TRY_GOTO(done, mem_get(s->cx, &w.shard, max64(1, set->count), sizeof *w.shard));
+    TRY_GOTO(done, mem_get(s->cx, &w.stage, STAGE, sizeof *w.stage));
+    TRY_GOTO(done, mem_get(s->cx, &w.half, STAGE, sizeof *w.half));
+    i64 shards = choose_shards(set, w.shard);
+    for (i64 i = 0; i < shards; i++) {
+        shard_name(file, name, i, shards);
+        TRY_GOTO(done, write_shard(&w, i, shards == 1 ? name : file));
+    }
+    if (shards > 1) TRY_GOTO(done, write_index(&w, name, shards));
+done:
+    if (w.order) mem_drop(s->cx, (void *)w.order);
+    mem_drop(s->cx, w.shard);
+    mem_drop(s->cx, w.stage);
+    mem_drop(s->cx, w.half);
+    return status;
+}
+
+/* ============================================================================
+ * § 12  pytorch_model.bin (skip)
+ *
+ * The older form of a checkpoint: a zip archive of raw storages and of one pickle, which
+ * says what tensors lie in them. A pickle is a program for a stack machine, and Python's
+ * own reader calls whatever function it names; that is how such files attack. This reader
+ * is not that machine. It knows the opcodes that a dictionary of tensors needs and the few
+ * names that one may mention, builds plain values from them, and refuses everything else
+ * by name. Nothing is ever called.
+ *
+ * -- the archive ---------------------------------------------------------------------------
+ *
+ *     (local header, name, extra, data, [descriptor]) ...     PK 3 4
+ *     (central header, name, extra) ...                       PK 1 2, the directory
+ *     [zip64 end record, zip64 locator]                       PK 6 6, PK 6 7
+ *     end record                                              PK 5 6
+ *
+ * Readers that believe different parts of an archive can be shown different contents, so
+ * all parts must agree here. Checksums are not read: PyTorch does not either, and weights
+ * are not to be touched before they are used.
+ */
+typedef struct zip_entry {
+    const char *name; /* in the map, not NUL-terminated */
+    i64 length;
+    const u8 *p;
+    i64 bytes;
+} zip_entry;
+
+typedef struct zip_archive {
+    weights *w;
+    const char *file;
+    const u8 *p;
+    i64 n;
+    i64 directory, directory_end; /* where the central directory lies */
+    zip_entry *entry;             /* sorted by name */
+    i64 count;
+    const char *root;             /* the archive's folder, with its slash */
+    i64 root_length;
+} zip_archive;
+
+enum { ZIP_LOCAL = 30, ZIP_CENTRAL = 46, ZIP_END = 22, ZIP_END64 = 56, ZIP_LOCATOR = 20 };
+
+static nxt_status fail_zip(const zip_archive *z, const char *reason) {
+    return fail(z->w->cx, NXT_FORMAT, "%s: damaged zip archive: %s", z->file, reason);
+}
+
+static bool zip_mark(const zip_archive *z, i64 at, i64 bytes, char a, char b) {
+    return at >= 0 && bytes <= z->n - at && !memcmp(z->p + at, (char[]){'P', 'K', a, b}, 4);
+}
+
+/* Finds the directory. PyTorch writes the zip64 records always, other tools when needed;
+ * a field of the plain record may be saturated, but may not contradict. */
+static nxt_status zip_open(zip_archive *z) {
+    i64 end = z->n - ZIP_END, locator = end - ZIP_LOCATOR;
+    if (!zip_mark(z, end, ZIP_END, 5, 6)) return fail_zip(z, "no end record: it is cut short");
+    const u8 *e = z->p + end;
+    u64 count = read_le(e + 10, 2), bytes = read_le(e + 12, 4), at = read_le(e + 16, 4);
+    z->directory_end = end;
+    if (zip_mark(z, locator, ZIP_LOCATOR, 6, 7)) {
+        u64 where = read_le(z->p + locator + 8, 8);
+        if (where != (u64)(locator - ZIP_END64) || !zip_mark(z, (i64)where, ZIP_END64, 6, 6))
+            return fail_zip(z, "no zip64 end record where its locator points");
+        const u8 *e64 = z->p + where;
+        u64 count64 = read_le(e64 + 32, 8), bytes64 = read_le(e64 + 40, 8);
+        u64 at64 = read_le(e64 + 48, 8);
+        if ((count != 0xffff && count != count64) || (bytes != 0xffffffff && bytes != bytes64)
+            || (at != 0xffffffff && at != at64))
+            return fail_zip(z, "its two end records disagree");
+        count = count64, bytes = bytes64, at = at64;
+        z->directory_end = (i64)where;
+    }
+    if (bytes > (u64)z->directory_end || at != (u64)z->directory_end - bytes)
+        return fail_zip(z, "the directory is not where the end record says");
+    if (count > bytes / ZIP_CENTRAL) return fail_zip(z, "more entries than fit");
+    z->directory = (i64)at;
+    z->count = (i64)count;
+    return NXT_OK;
+}
+
+/* The zip64 extra field holds, in this order, those of three numbers that did not fit. */
+static bool zip_extra(const u8 *p, i64 n, u64 *bytes, u64 *stored, u64 *offset) {
+    u64 *const field[] = {bytes, stored, offset};
+    while (n >= 4) {
+        i64 size = (i64)read_le(p + 2, 2);
+        if (size > n - 4) return false;
+        if (read_le(p, 2) == 1) {
+            const u8 *q = p + 4;
+            for (int i = 0; i < 3; i++) {
+                if (*field[i] != 0xffffffff) continue;
+                if (p + 4 + size - q < 8) return false;
+                *field[i] = read_le(q, 8);
+                q += 8;
+            }
+            return true;
+        }
+        p += 4 + size;
+        n -= 4 + size;
+    }
+    return *bytes != 0xffffffff && *stored != 0xffffffff && *offset != 0xffffffff;
+}
+
+/* The local header at `offset` must repeat what the central one says; then comes the data,
+ * which must lie before the directory. A size may be left to the descriptor: 0. */
+static nxt_status zip_local(const zip_archive *z, const u8 *central, i64 offset, zip_entry *e) {
+    const u8 *l = z->p + offset;
+    if (!zip_mark(z, offset, ZIP_LOCAL, 3, 4) || offset > z->directory - ZIP_LOCAL)
+        return fail_zip(z, "an entry is not where the directory says");
+    i64 name = (i64)read_le(l + 26, 2), extra = (i64)read_le(l + 28, 2);
+    if (name + extra > z->directory - offset - ZIP_LOCAL || name != e->length
+        || memcmp(l + ZIP_LOCAL, e->name, (size_t)name) || memcmp(l + 6, central + 8, 4))
+        return fail_zip(z, "an entry and the directory disagree");
+    u64 stored = read_le(l + 18, 4), bytes = read_le(l + 22, 4);
+    bool later = read_le(l + 6, 2) & 8;
+    if (((!later || stored) && stored != 0xffffffff && stored != (u64)e->bytes)
+        || ((!later || bytes) && bytes != 0xffffffff && bytes != (u64)e->bytes))
+        return fail_zip(z, "an entry and the directory disagree about a size");
+    e->p = l + ZIP_LOCAL + name + extra;
+    if (e->bytes > z->p + z->directory - e->p)
+        return fail_zip(z, "an entry runs into the directory");
+    return NXT_OK;
+}
+
+/* One central header at *at, which moves on; entries must lie in order from *free on. */
+static nxt_status zip_central(const zip_archive *z, i64 *at, i64 *free_from, zip_entry *e) {
+    const u8 *c = z->p + *at;
+    i64 room = z->directory_end - *at;
+    if (room < ZIP_CENTRAL || !zip_mark(z, *at, ZIP_CENTRAL, 1, 2))
+        return fail_zip(z, "its directory is cut short");
+    i64 extra = (i64)read_le(c + 30, 2), comment = (i64)read_le(c + 32, 2);
+    u64 stored = read_le(c + 20, 4), bytes = read_le(c + 24, 4), offset = read_le(c + 42, 4);
+    e->name = (const char *)c + ZIP_CENTRAL;
+    e->length = (i64)read_le(c + 28, 2);
+    if (ZIP_CENTRAL + e->length + extra + comment > room)
+        return fail_zip(z, "its directory is cut short");
+    if (!zip_extra(c + ZIP_CENTRAL + e->length, extra, &bytes, &stored, &offset))
+        return fail_zip(z, "a bad extra field");
+    if (read_le(c + 8, 2) & 1)
+        return fail(z->w->cx, NXT_UNSUPPORTED, "%s: %.*s is encrypted", z->file,
+                    (int)min64(e->length, 200), e->name);
+    if (read_le(c + 10, 2))
+        return fail(z->w->cx, NXT_UNSUPPORTED, "%s: %.*s is compressed: torch.save does not do "
+                    "that; save the model again", z->file, (int)min64(e->length, 200), e->name);
+    if (bytes != stored || bytes > (u64)z->n || offset > (u64)z->n)
+        return fail_zip(z, "an entry has an impossible size");
+    if ((i64)offset < *free_from) return fail_zip(z, "entries overlap or are out of order");
+    e->bytes = (i64)bytes;
+    TRY(zip_local(z, c, (i64)offset, e));
+    *free_from = e->p + e->bytes - z->p;
+    *at += ZIP_CENTRAL + e->length + extra + comment;
+    return NXT_OK;
+}
+
+static int zip_order(const void *a, const void *b) {
+    const zip_entry *x = a, *y = b;
+    int order = memcmp(x->name, y->name, (size_t)min64(x->length, y->length));
+    return order ? order : (x->length > y->length) - (x->length < y->length);
+}
+
+static nxt_status zip_read(zip_archive *z) {
+    i64 free_from = 0;
+    TRY(zip_open(z));
+    TRY(mem_get(z->w->cx, &z->entry, max64(1, z->count), sizeof *z->entry));
+    i64 at = z->directory;
+    for (i64 i = 0; i < z->count; i++) TRY(zip_central(z, &at, &free_from, &z->entry[i]));
+    if (at != z->directory_end) return fail_zip(z, "more lies in its directory than entries");
+    qsort(z->entry, (size_t)z->count, sizeof *z->entry, zip_order);
+    for (i64 i = 1; i < z->count; i++)
+        if (!zip_order(&z->entry[i - 1], &z->entry[i]))
+            return fail_zip(z, "a name occurs twice");
+    return NXT_OK;
+}
+
+/* The entry `<root><folder><name>`, or NULL. */
+static const zip_entry *zip_find(const zip_archive *z, const char *folder, const char *name) {
+    char full[256];
+    int n = snprintf(full, sizeof full, "%.*s%s%s", (int)min64(z->root_length, 200), z->root,
+                     folder, name);
+    zip_entry key = {.name = full, .length = n};
+    if (n >= (int)sizeof full || z->root_length > 200) return NULL;
+    return bsearch(&key, z->entry, (size_t)z->count, sizeof *z->entry, zip_order);
+}
+
+/* Every name lies in one folder, whatever it is called; data.pkl tells which. */
+static nxt_status zip_find_root(zip_archive *z) {
+    static const char pkl[] = "data.pkl";
+    const i64 n = sizeof pkl - 1;
+    int found = 0;
+    for (i64 i = 0; i < z->count; i++) {
+        const zip_entry *e = &z->entry[i];
+        i64 root = e->length - n;
+        if (root < 0 || memcmp(e->name + root, pkl, (size_t)n)) continue;
+        const char *slash = memchr(e->name, '/', (size_t)e->length);
+        if (slash != (root ? e->name + root - 1 : NULL)) continue; /* another file, or deeper */
+        z->root = e->name;
+        z->root_length = root;
+        found++;
+    }
+    if (found == 1) return NXT_OK;
+    return fail(z->w->cx, NXT_FORMAT, "%s: a zip archive with %s data.pkl: not what torch.save "
+                "writes", z->file, found ? "more than one" : "no");
+}
+
+/* -- the pickle ---------------------------------------------------------------------------- */
+enum { PICKLE_MAX = 16 << 20 }; /* bytes; a model of 1000 tensors takes 150 thousand */
+
+typedef enum pickle_kind {
+    PICKLE_MARK,  /* on the stack only: where a list of values begins */
+    PICKLE_OTHER, /* None, True, False, floats, integers above 64 bits: never looked at */
+    PICKLE_INTEGER, PICKLE_TEXT, PICKLE_TUPLE, PICKLE_LIST,
+    PICKLE_DICT,  /* item: key, value, key, value ... */
+    PICKLE_NAME,  /* one of torch_names */
+    PICKLE_STORAGE, PICKLE_TENSOR /* a tensor's items are the arguments it was built from */
+} pickle_kind;
+
+typedef enum torch_role { ORDERED_DICT, BUILD_TENSOR, BUILD_PARAMETER, STORAGE } torch_role;
+
+/* All that a pickle may mention. */
+typedef struct torch_name {
+    const char *name;
+    torch_role role;
+    const char *kind; /* of a storage's elements */
+} torch_name;
+
+static const torch_name *torch_name_find(const char *name) {
+    static const torch_name names[] = {
+        {"collections.OrderedDict", ORDERED_DICT, NULL},
+        {"torch._utils._rebuild_tensor_v2", BUILD_TENSOR, NULL},
+        {"torch._utils._rebuild_parameter", BUILD_PARAMETER, NULL},
+        {"torch.FloatStorage", STORAGE, "F32"},
+        {"torch.HalfStorage", STORAGE, "F16"},
+        {"torch.BFloat16Storage", STORAGE, "BF16"},
+        {"torch.DoubleStorage", STORAGE, "F64"},
+        {"torch.LongStorage", STORAGE, "I64"},
+        {"torch.IntStorage", STORAGE, "I32"},
+        {"torch.ShortStorage", STORAGE, "I16"},
+        {"torch.CharStorage", STORAGE, "I8"},
+        {"torch.ByteStorage", STORAGE, "U8"},
+        {"torch.BoolStorage", STORAGE, "BOOL"},
+        {"torch.ComplexFloatStorage", STORAGE, "C64"}};
+    for (i64 i = 0; i < COUNT(names); i++)
+        if (!strcmp(names[i].name, name)) return &names[i];
+    return NULL;
+}
+
+typedef struct pickle_value {
+    pickle_kind kind;
+    const char *text;       /* a text; the key of a storage */
+    i64 number;             /* an integer; the elements of a storage */
+    const torch_name *name; /* a name; the type of a storage */
+    struct pickle_value **item;
+    i64 count, capacity;
+} pickle_value;
+
+typedef struct pickle_machine {
+    nxt_context *cx;
+    const char *file;
+    arena arena; /* of all values: they point at each other freely, and die together */
+    const u8 *start, *p, *end;
+    pickle_value **stack, **memo;
+    i64 depth, stack_capacity, memo_count, memo_capacity;
+} pickle_machine;
+
+static nxt_status fail_pickle(const pickle_machine *k, const char *reason) {
+    return fail(k->cx, NXT_FORMAT, "%s: data.pkl, byte %" PRId64 ": %s", k->file,
+                (i64)(k->p - k->start), reason);
+}
+
+static nxt_status pickle_number(pickle_machine *k, int bytes, u64 *out) {
+    if (bytes > k->end - k->p) return fail_pickle(k, "cut short");
+    *out = read_le(k->p, bytes);
+    k->p += bytes;
+    return NXT_OK;
+}
+
+static nxt_status pickle_push(pickle_machine *k, pickle_value *v) {
+    TRY(mem_grow(k->cx, &k->stack, k->depth, k->depth + 1, &k->stack_capacity,
+                 sizeof *k->stack));
+    k->stack[k->depth++] = v;
+    return NXT_OK;
+}
+
+static nxt_status pickle_new(pickle_machine *k, pickle_kind kind, pickle_value **out) {
+    pickle_value *v = arena_get(&k->arena, sizeof *v);
+    if (!v) return NXT_MEMORY;
+    v->kind = kind;
+    if (out) *out = v;
+    return pickle_push(k, v);
+}
+
+static nxt_status pickle_pop(pickle_machine *k, pickle_kind kind, pickle_value **out) {
+    if (k->depth == 0) return fail_pickle(k, "the stack is empty");
+    *out = k->stack[--k->depth];
+    return (*out)->kind == kind ? NXT_OK : fail_pickle(k, "a value of another kind is needed");
+}
+
+/* The last n values of the stack become items of v. */
+static nxt_status pickle_collect(pickle_machine *k, i64 n, pickle_value *v) {
+    if (v->count + n > v->capacity) {
+        i64 capacity = max64(v->count + n, v->capacity + v->capacity / 2);
+        pickle_value **bigger = arena_get(&k->arena, (size_t)capacity * sizeof *bigger);
+        if (!bigger) return NXT_MEMORY;
+        if (v->count) memcpy(bigger, v->item, (size_t)v->count * sizeof *bigger);
+        v->item = bigger;
+        v->capacity = capacity;
+    }
+    k->depth -= n;
+    for (i64 i = 0; i < n; i++) v->item[v->count++] = k->stack[k->depth + i];
+    return NXT_OK;
+}
+
+/* How many values lie above the last mark; or, given n >= 0, that as many do. */
+static nxt_status pickle_above(const pickle_machine *k, i64 *n) {
+    i64 have = 0;
+    while (have < k->depth && have != *n && k->stack[k->depth - 1 - have]->kind != PICKLE_MARK)
+        have++;
+    if (*n >= 0 && have < *n) return fail_pickle(k, "too few values on the stack");
+    if (*n < 0 && have == k->depth) return fail_pickle(k, "no mark on the stack");
+    *n = have;
+    return NXT_OK;
+}
+
+/* A tuple of the last n values; n < 0: of those above the mark, which goes. */
+static nxt_status pickle_tuple(pickle_machine *k, i64 n) {
+    bool marked = n < 0;
+    pickle_value *v = arena_get(&k->arena, sizeof *v);
+    if (!v) return NXT_MEMORY;
+    TRY(pickle_above(k, &n));
+    v->kind = PICKLE_TUPLE;
+    TRY(pickle_collect(k, n, v));
+    k->depth -= marked;
+    return pickle_push(k, v);
+}
+
+/* Appends the last n values, or those above the mark, to the list or dictionary below. */
+static nxt_status pickle_extend(pickle_machine *k, pickle_kind kind, i64 n) {
+    bool marked = n < 0;
+    TRY(pickle_above(k, &n));
+    i64 below = k->depth - n - marked - 1;
+    if (below < 0 || k->stack[below]->kind != kind || (kind == PICKLE_DICT && n % 2))
+        return fail_pickle(k, "nothing to add these values to");
+    TRY(pickle_collect(k, n, k->stack[below]));
+    k->depth = below + 1;
+    return NXT_OK;
+}
+
+static nxt_status pickle_text(pickle_machine *k, int length_bytes) {
+    u64 n;
+    u32 code;
+    pickle_value *v;
+    TRY(pickle_number(k, length_bytes, &n));
+    if (n > (u64)(k->end - k->p)) return fail_pickle(k, "a text is cut short");
+    if (memchr(k->p, 0, n)) return fail_pickle(k, "a text holds a zero byte");
+    const char *s = (const char *)k->p;
+    for (i64 i = 0, size; i < (i64)n; i += size)
+        if (!(size = utf8_decode(s + i, (i64)n - i, &code)))
+            return fail_pickle(k, "a text is not UTF-8");
+    TRY(pickle_new(k, PICKLE_TEXT, &v));
+    v->text = arena_text(&k->arena, s, n);
+    k->p += n;
+    return v->text ? NXT_OK : NXT_MEMORY;
+}
+
+/* Two's complement of any number of bytes; above 8 it is a number nobody asks for. */
+static nxt_status pickle_integer(pickle_machine *k, u64 bytes, bool is_signed) {
+    u64 x = 0;
+    pickle_value *v;
+    if (bytes > (u64)(k->end - k->p)) return fail_pickle(k, "cut short");
+    TRY(pickle_new(k, bytes > 8 ? PICKLE_OTHER : PICKLE_INTEGER, &v));
+    if (bytes <= 8) x = read_le(k->p, (int)bytes);
+    if (is_signed && bytes > 0 && bytes < 8 && x >> (8 * bytes - 1)) x -= (u64)1 << 8 * bytes;
+    v->number = (i64)x;
+    k->p += bytes;
+    return NXT_OK;
+}
+
+static nxt_status pickle_remember(pickle_machine *k, u64 index) {
+    if (k->depth == 0 || k->stack[k->depth - 1]->kind == PICKLE_MARK)
+        return fail_pickle(k, "nothing to remember");
+    if (index > (u64)(k->end - k->start)) return fail_pickle(k, "an absurd memo number");
+    i64 need = (i64)index + 1, had = k->memo_capacity;
+    TRY(mem_grow(k->cx, &k->memo, had, need, &k->memo_capacity, sizeof *k->memo));
+    for (i64 i = had; i < k->memo_capacity; i++) k->memo[i] = NULL;
+    k->memo[index] = k->stack[k->depth - 1];
+    k->memo_count = max64(k->memo_count, need);
+    return NXT_OK;
+}
+
+static nxt_status pickle_recall(pickle_machine *k, u64 index) {
+    if (index >= (u64)k->memo_count || !k->memo[index])
+        return fail_pickle(k, "recalls what was never remembered");
+    return pickle_push(k, k->memo[index]);
+}
+
+/* The one place where a pickle could reach for code. */
+static nxt_status pickle_name(pickle_machine *k, const char *module, i64 n, const char *name, i64 m) {
+    char full[200];
+    pickle_value *v;
+    snprintf(full, sizeof full, "%.*s.%.*s", (int)min64(n, 90), module, (int)min64(m, 90),
+             name);
+    const torch_name *known = torch_name_find(full);
+    if (!known)
+        return fail(k->cx, NXT_UNSUPPORTED, "%s: asks for %s, which a dictionary of tensors "
+                    "does not need: refused", k->file, full);
+    TRY(pickle_new(k, PICKLE_NAME, &v));
+    v->name = known;
+    return NXT_OK;
+}
+
+/* GLOBAL: two lines of text. */
+static nxt_status pickle_global(pickle_machine *k) {
+    const char *line[2];
+    i64 length[2];
+    for (int i = 0; i < 2; i++) {
+        const u8 *stop = memchr(k->p, '\n', (size_t)(k->end - k->p));
+        if (!stop) return fail_pickle(k, "a name is cut short");
+        line[i] = (const char *)k->p;
+        length[i] = stop - k->p;
+        k->p = stop + 1;
+    }
+    return pickle_name(k, line[0], length[0], line[1], length[1]);
+}
+
+static nxt_status pickle_stack_global(pickle_machine *k) {
+    pickle_value *module, *name;
+    TRY(pickle_pop(k, PICKLE_TEXT, &name));
+    TRY(pickle_pop(k, PICKLE_TEXT, &module));
+    return pickle_name(k, module->text, (i64)strlen(module->text), name->text,
+                       (i64)strlen(name->text));
+}
+
+/* ("storage", type, key, device, elements) */
+static nxt_status pickle_storage(pickle_machine *k) {
+    static const pickle_kind kinds[] = {PICKLE_TEXT, PICKLE_NAME, PICKLE_TEXT, PICKLE_TEXT,
+                                        PICKLE_INTEGER};
+    pickle_value *id, *v;
+    TRY(pickle_pop(k, PICKLE_TUPLE, &id));
+    bool good = id->count == COUNT(kinds);
+    for (i64 i = 0; good && i < id->count; i++) good = id->item[i]->kind == kinds[i];
+    if (!good || strcmp(id->item[0]->text, "storage") || id->item[1]->name->role != STORAGE
+        || id->item[4]->number < 0)
+        return fail_pickle(k, "a reference to something that is no storage");
+    TRY(pickle_new(k, PICKLE_STORAGE, &v));
+    v->name = id->item[1]->name;
+    v->text = id->item[2]->text;
+    v->number = id->item[4]->number;
+    return NXT_OK;
+}
+
+/* (storage, offset, sizes, strides, requires_grad, hooks [, metadata]) */
+static bool pickle_is_tensor(const pickle_value *args) {
+    if (args->count < 6 || args->count > 7) return false;
+    const pickle_value *size = args->item[2], *stride = args->item[3];
+    if (args->item[0]->kind != PICKLE_STORAGE || args->item[1]->kind != PICKLE_INTEGER
+        || size->kind != PICKLE_TUPLE || stride->kind != PICKLE_TUPLE
+        || size->count != stride->count)
+        return false;
+    for (i64 i = 0; i < size->count; i++)
+        if (size->item[i]->kind != PICKLE_INTEGER || stride->item[i]->kind != PICKLE_INTEGER)
+            return false;
+    return true;
+}
+
+/* What Python would call with a tuple of arguments becomes a value of ours. */
+static nxt_status pickle_reduce(pickle_machine *k) {
+    pickle_value *args, *callee, *v;
+    TRY(pickle_pop(k, PICKLE_TUPLE, &args));
+    TRY(pickle_pop(k, PICKLE_NAME, &callee));
+    switch (callee->name->role) {
+    case ORDERED_DICT:
+        if (args->count == 0) return pickle_new(k, PICKLE_DICT, NULL);
+        break;
+    case BUILD_TENSOR:
+        if (!pickle_is_tensor(args)) break;
+        TRY(pickle_new(k, PICKLE_TENSOR, &v));
+        v->item = args->item;
+        v->count = args->count;
+        return NXT_OK;
+    case BUILD_PARAMETER: /* (tensor, requires_grad, hooks) */
+        if (args->count != 3 || args->item[0]->kind != PICKLE_TENSOR) break;
+        return pickle_push(k, args->item[0]);
+    case STORAGE: break;
+    }
+    return fail(k->cx, NXT_UNSUPPORTED, "%s: data.pkl, byte %" PRId64 ": %s with unexpected "
+                "arguments", k->file, (i64)(k->p - k->start), callee->name->name);
+}
+
+/* State that a dictionary carries beside its items (state_dict()._metadata): dropped. */
+static nxt_status pickle_build(pickle_machine *k) {
+    i64 n = 2;
+    TRY(pickle_above(k, &n));
+    if (k->stack[k->depth - 2]->kind != PICKLE_DICT)
+        return fail_pickle(k, "sets the state of something that is no dictionary");
+    k->depth--;
+    return NXT_OK;
+}
+
+/* Protocols 2 to 5, as far as torch.save uses them. */
+static nxt_status pickle_step(pickle_machine *k, u8 opcode) {
+    u64 n;
+    switch (opcode) {
+    case 0x80: /* PROTO */
+        TRY(pickle_number(k, 1, &n));
+        return n >= 2 && n <= 5 ? NXT_OK : fail_pickle(k, "unknown pickle protocol");
+    case 0x95: return pickle_number(k, 8, &n);            /* FRAME */
+    case '(': return pickle_new(k, PICKLE_MARK, NULL);
+    case 'N': case 0x88: case 0x89:                       /* NONE, NEWTRUE, NEWFALSE */
+        return pickle_new(k, PICKLE_OTHER, NULL);
+    case 'G':                                             /* BINFLOAT */
+        TRY(pickle_number(k, 8, &n));
+        return pickle_new(k, PICKLE_OTHER, NULL);
+    case 'K': return pickle_integer(k, 1, false);         /* BININT1 */
+    case 'M': return pickle_integer(k, 2, false);         /* BININT2 */
+    case 'J': return pickle_integer(k, 4, true);          /* BININT */
+    case 0x8a:                                            /* LONG1 */
+        TRY(pickle_number(k, 1, &n));
+        return pickle_integer(k, n, true);
+    case 'X': return pickle_text(k, 4);                   /* BINUNICODE */
+    case 0x8c: return pickle_text(k, 1);                  /* SHORT_BINUNICODE */
+    case ')': return pickle_tuple(k, 0);                  /* EMPTY_TUPLE */
+    case 0x85: case 0x86: case 0x87:                      /* TUPLE1, TUPLE2, TUPLE3 */
+        return pickle_tuple(k, opcode - 0x84);
+    case 't': return pickle_tuple(k, -1);                 /* TUPLE */
+    case ']': return pickle_new(k, PICKLE_LIST, NULL);    /* EMPTY_LIST */
+    case 'a': return pickle_extend(k, PICKLE_LIST, 1);    /* APPEND */
+    case 'e': return pickle_extend(k, PICKLE_LIST, -1);   /* APPENDS */
+    case '}': return pickle_new(k, PICKLE_DICT, NULL);    /* EMPTY_DICT */
+    case 's': return pickle_extend(k, PICKLE_DICT, 2);    /* SETITEM */
+    case 'u': return pickle_extend(k, PICKLE_DICT, -1);   /* SETITEMS */
+    case 'q': TRY(pickle_number(k, 1, &n)); return pickle_remember(k, n); /* BINPUT */
+    case 'r': TRY(pickle_number(k, 4, &n)); return pickle_remember(k, n); /* LONG_BINPUT */
+    case 0x94: return pickle_remember(k, (u64)k->memo_count);             /* MEMOIZE */
+    case 'h': TRY(pickle_number(k, 1, &n)); return pickle_recall(k, n);   /* BINGET */
+    case 'j': TRY(pickle_number(k, 4, &n)); return pickle_recall(k, n);   /* LONG_BINGET */
+    case 'c': return pickle_global(k);
+    case 0x93: return pickle_stack_global(k);
+    case 'Q': return pickle_storage(k);                   /* BINPERSID */
+    case 'R': return pickle_reduce(k);
+    case 'b': return pickle_build(k);
+    }
+    return fail(k->cx, NXT_UNSUPPORTED, "%s: data.pkl, byte %" PRId64 ": opcode 0x%02x, which "
+                "a dictionary of tensors does not need: refused", k->file,
+                (i64)(k->p - k->start) - 1, opcode);
+}
+
+static nxt_status pickle_run(pickle_machine *k, pickle_value **result) {
+    while (k->p < k->end) {
+        u8 opcode = *k->p++;
+        if (opcode != '.') {
+            TRY(pickle_step(k, opcode));
+            continue;
+        }
+        if (k->depth != 1) return fail_pickle(k, "ends with more or less than one value");
+        *result = k->stack[0];
+        return NXT_OK;
+    }
+    return fail_pickle(k, "cut short");
+}
+
+/* -- from values to tensors ---------------------------------------------------------------- */
+static bool holds_tensors(const pickle_value *v) {
+    if (v->kind != PICKLE_DICT) return false;
+    for (i64 i = 1; i < v->count; i += 2)
+        if (v->item[i]->kind == PICKLE_TENSOR) return true;
+    return false;
+}
+
+/* The dictionary of tensors: the file's value, or what training scripts wrap it in. */
+static const pickle_value *find_state_dict(const pickle_value *top) {
+    static const char *const keys[] = {"state_dict", "model"};
+    if (top->kind != PICKLE_DICT || holds_tensors(top)) return top;
+    for (int key = 0; key < COUNT(keys); key++)
+        for (i64 i = 0; i + 1 < top->count; i += 2)
+            if (top->item[i]->kind == PICKLE_TEXT && !strcmp(top->item[i]->text, keys[key])
+                && holds_tensors(top->item[i + 1]))
+                return top->item[i + 1];
+    return top;
+}
+
+/* Sizes and strides; *extent: how many elements of the storage lie under the tensor. */
+static nxt_status torch_shape(const zip_archive *z, const pickle_value *v, tensor *t, i64 *extent) {
+    const pickle_value *size = v->item[2], *stride = v->item[3];
+    if (size->count > MAX_RANK)
+        return fail_tensor(z->w, t, "has %" PRId64 " dimensions, more than %d", size->count,
+                          MAX_RANK);
+    t->rank = (int)size->count;
+    t->count = 1;
+    for (int i = 0; i < t->rank; i++) {
+        t->dim[i] = size->item[i]->number;
+        t->stride[i] = stride->item[i]->number;
+        if (t->dim[i] < 0 || t->stride[i] < 0)
+            return fail_tensor(z->w, t, "has a negative size or stride");
+        if (__builtin_mul_overflow(t->count, t->dim[i], &t->count))
+            return fail_tensor(z->w, t, "the product of its shape overflows");
+    }
+    *extent = t->count > 0;
+    bool dense = true; /* row-major without holes */
+    for (i64 i = t->rank - 1, step = 1; i >= 0 && t->count; step *= t->dim[i--]) {
+        i64 reach;
+        if (t->dim[i] == 1) t->stride[i] = step; /* never used: any value was legal */
+        dense = dense && t->stride[i] == step;
+        if (__builtin_mul_overflow(t->dim[i] - 1, t->stride[i], &reach)
+            || __builtin_add_overflow(*extent, reach, extent))
+            return fail_tensor(z->w, t, "its strides overflow");
+    }
+    if (!dense && t->rank != 2)
+        return fail(z->w->cx, NXT_UNSUPPORTED, "%s: tensor %.200s: a view that is neither "
+                    "contiguous nor of two dimensions: save it .contiguous()", z->file, t->name);
+    return NXT_OK;
+}
+
+static nxt_status torch_tensor(const zip_archive *z, const char *name, const pickle_value *v) {
+    const pickle_value *storage = v->item[0];
+    const tensor_kind *kind = tensor_kind_named(storage->name->kind);
+    const i64 offset = v->item[1]->number, width = kind->bits / 8;
+    tensor t = {.file = z->file, .type = kind->type, .type_name = kind->name};
+    i64 extent, bytes;
+    t.name = arena_text(&z->w->arena, name, strlen(name));
+    if (!t.name) return NXT_MEMORY;
+    TRY(torch_shape(z, v, &t, &extent));
+    const zip_entry *e = zip_find(z, "data/", storage->text);
+    if (!e) return fail_tensor(z->w, &t, "its storage %.40s is not in the file", storage->text);
+    if (__builtin_mul_overflow(storage->number, width, &bytes) || bytes > e->bytes)
+        return fail_tensor(z->w, &t, "its storage needs %" PRId64 " elements of %" PRId64
+                          " bytes and has %" PRId64 " bytes", storage->number, width, e->bytes);
+    if (offset < 0 || extent > storage->number || offset > storage->number - extent)
+        return fail_tensor(z->w, &t, "reaches beyond its storage");
+    t.p = e->p + offset * width;
+    return weights_add(z->w, &t);
+}
+
+static nxt_status torch_tensors(const zip_archive *z, const pickle_value *top) {
+    const pickle_value *d = find_state_dict(top);
+    if (!holds_tensors(d))
+        return fail(z->w->cx, NXT_FORMAT, "%s: no dictionary of tensors: not a state_dict",
+                    z->file);
+    for (i64 i = 0; i + 1 < d->count; i += 2)
+        if (d->item[i]->kind == PICKLE_TEXT && d->item[i + 1]->kind == PICKLE_TENSOR)
+            TRY(torch_tensor(z, d->item[i]->text, d->item[i + 1]));
+    return NXT_OK;
+}
+
+/* Runs a copy of the pickle: the file could change between two looks at it. */
+static nxt_status torch_pickle(const zip_archive *z) {
+    const zip_entry *e = zip_find(z, "", "data.pkl"), *order = zip_find(z, "", "byteorder");
+    if (!e) return fail_zip(z, "the name of its folder is too long");
+    if (order && (order->bytes != 6 || memcmp(order->p, "little", 6)))
+        return fail(z->w->cx, NXT_UNSUPPORTED, "%s: written by a machine of %.*s byte order",
+                    z->file, (int)min64(order->bytes, 10), (const char *)order->p);
+    if (e->bytes > PICKLE_MAX)
+        return fail(z->w->cx, NXT_UNSUPPORTED, "%s: data.pkl has %" PRId64 " bytes, more than "
+                    "%d", z->file, e->bytes, PICKLE_MAX);
+    pickle_machine k = {.cx = z->w->cx, .file = z->file, .arena.cx = z->w->cx};
+    pickle_value *top;
+    nxt_status status = NXT_MEMORY;
+    k.start = k.p = (u8 *)arena_text(&k.arena, (const char *)e->p, (size_t)e->bytes);
+    k.end = k.start ? k.start + e->bytes : NULL;
+    if (k.start) status = pickle_run(&k, &top);
+    if (status == NXT_OK) status = torch_tensors(z, top);
+    mem_drop(k.cx, k.stack);
+    mem_drop(k.cx, k.memo);
+    arena_free(&k.arena);
+    return status;
+}
+
+/* Adds the tensors of the n bytes at p, which stay where they are, to w. */
+static nxt_status torchbin_parse(weights *w, const char *file, const u8 *p, i64 n) {
+    zip_archive z = {.w = w, .file = file, .p = p, .n = n};
+    if (n >= 2 && p[0] == 0x80 && p[1] <= 5)
+        return fail(w->cx, NXT_UNSUPPORTED, "%s: written in the form of PyTorch before 1.6: "
+                    "load it there and save it again", file);
+    if (!zip_mark(&z, 0, 4, 3, 4))
+        return fail(w->cx, NXT_FORMAT, "%s: not a file of torch.save (no zip archive)", file);
+    nxt_status status = zip_read(&z);
+    if (status == NXT_OK) status = zip_find_root(&z);
+    if (status == NXT_OK) status = torch_pickle(&z);
+    mem_drop(w->cx, z.entry);
+    return status;
+}
+
+/* -- opening a model's weights ------------------------------------------------------------- */
+
+/* {"weight_map": {tensor: file}}: which tensors there are, and in which file each is. */
+static nxt_status weights_read_index(weights *w, const char *directory, const char *path,
+                                     const json *root) {
+    const json *map = json_get(root, "weight_map");
+    if (!map || map->kind != JSON_OBJECT)
+        return fail(w->cx, NXT_FORMAT, "%s: no weight_map", path);
+    for (const json *m = map->first; m; m = m->next) {
+        tensor awaited = {.rank = AWAITED, .name = m->key, .file = path};
+        weight_file *f;
+        if (strlen(m->key) != (size_t)m->key_length)
+            return fail_tensor(w, &awaited, "the name goes on after a zero byte");
+        if (m->kind != JSON_STRING || !m->length || strlen(m->text) != (size_t)m->length
+            || strpbrk(m->text, "/\\") || strstr(m->text, ".."))
+            return fail_tensor(w, &awaited, "not the name of a file beside it");
+        TRY(weights_file(w, directory, m->text, &f));
+        awaited.file = f->path;
+        awaited.name = arena_text(&w->arena, m->key, (size_t)m->key_length);
+        if (!awaited.name) return NXT_MEMORY;
+        TRY(weights_add(w, &awaited));
+    }
+    return NXT_OK;
+}
+
+static nxt_status weights_open_index(weights *w, const char *directory, const char *path,
+                                     weight_parser parse) {
+    buffer b = {.cx = w->cx};
+    arena a = {.cx = w->cx};
+    json *root;
+    nxt_status status = file_read(w->cx, path, SAFETENSORS_HEADER_MAX, &b);
+    if (status == NXT_OK) status = json_parse(&a, path, b.p, b.n, &root);
+    if (status == NXT_OK) status = weights_read_index(w, directory, path, root);
+    arena_free(&a);
+    buffer_free(&b);
+    w->indexed = true;
+    for (i64 i = 0; i < w->file_count && status == NXT_OK; i++)
+        status = weights_load(w, &w->files[i], parse);
+    for (i64 i = 0; i < w->count && status == NXT_OK; i++)
+        if (w->tensors[i].rank == AWAITED)
+            status = fail_tensor(w, &w->tensors[i],
+                                 "not in this file, where %s says it is", path);
+    return status;
+}
+
+/* The weights of a model directory, in the first of these forms that is there. */
+static nxt_status weights_open(nxt_context *cx, const char *directory, weights *w) {
+    static const struct {
+        const char *name;
+        bool index;
+        weight_parser parse;
+    } forms[] = {{"model.safetensors", false, safetensors_parse},
+                 {"model.safetensors.index.json", true, safetensors_parse},
+                 {"pytorch_model.bin", false, torchbin_parse},
+                 {"pytorch_model.bin.index.json", true, torchbin_parse}};
+    *w = (weights){.cx = cx, .arena.cx = cx};
+    nxt_status status = NXT_OK;
+    for (int i = 0; i < COUNT(forms); i++) {
+        weight_file *f;
+        const char *path = path_join(&w->arena, directory, forms[i].name);
+        status = path ? NXT_OK : NXT_MEMORY;
+        if (status == NXT_OK && !path_exists(path)) continue;
+        if (status == NXT_OK && forms[i].index)
+            status = weights_open_index(w, directory, path, forms[i].parse);
+        else if (status == NXT_OK) {
+            status = weights_file(w, directory, forms[i].name, &f);
+            if (status == NXT_OK) status = weights_load(w, f, forms[i].parse);
+        }
+        if (status != NXT_OK) weights_close(w);
+        return status;
+    }
+    weights_close(w);
+    return fail(cx, NXT_IO, "%s: no weights: neither %s nor %s, neither %s nor %s", directory,
+                forms[0].name, forms[1].name, forms[2].name, forms[3].name);
+}
+
+/* One file, whole or not at all. */
+static nxt_status file_replace(nxt_context *cx, const char *path, const char *text, i64 n) {
+    arena a = {.cx = cx};
+    save s = {.cx = cx};
+    const char *slash = strrchr(path, '/'), *parent = path_parent(&a, path);
+    nxt_status status = parent ? save_begin_into(cx, parent, &s) : NXT_MEMORY;
+    arena_free(&a);
+    TRY(status);
+    status = save_text(&s, slash ? slash + 1 : path, text, n);
+    if (status == NXT_OK) return save_commit(&s);
+    save_abort(&s);
+    return status;
+}
+
+/* -- texts that programs read --------------------------------------------------------------- */
+enum { TEXT_BYTES = 64 << 20 };
+
+static nxt_status keep_text(nxt_context *cx, const char *text, i64 n, const char **kept) {
+    arena a = {.cx = cx, .chunks = cx->kept};
+    *kept = arena_text(&a, text, (size_t)n);
+    cx->kept = a.chunks;
+    return *kept ? NXT_OK : NXT_MEMORY;
+}
+
+nxt_status nxt_text_keep(nxt_context *cx, const char *text, const char **kept) {
+    return keep_text(cx, text, (i64)strlen(text), kept);
+}
+
+nxt_status nxt_text_read(nxt_context *cx, const char *path, const char **text) {
+    buffer b = {.cx = cx};
+    *text = NULL;
+    nxt_status status = file_read(cx, path, TEXT_BYTES, &b);
+    if (status == NXT_OK) status = keep_text(cx, b.p ? b.p : "", b.n, text);
+    buffer_free(&b);
+    return status;
+}
+
+static void give_option(void (*set)(void *, const char *, const char *), void *user,
+                        const char *key, const json *v) {
+    if (v->kind == JSON_TRUE || v->kind == JSON_FALSE)
+        set(user, key, v->kind == JSON_TRUE ? "true" : "false");
+    else if (v->kind == JSON_STRING || v->kind == JSON_NUMBER) set(user, key, v->text);
+}
+
+nxt_status nxt_options_read(nxt_context *cx, const char *path,
+                            void (*set)(void *user, const char *name, const char *value),
+                            void *user) {
+    const char *text;
+    json *top;
+    TRY(nxt_text_read(cx, path, &text));
+    arena a = {.cx = cx, .chunks = cx->kept}; /* the tree's texts are kept as well */
+    nxt_status status = json_parse(&a, path, text, (i64)strlen(text), &top);
+    cx->kept = a.chunks;
+    TRY(status);
+    if (top->kind != JSON_OBJECT) return fail(cx, NXT_FORMAT, "%s: not a JSON object", path);
+    for (const json *v = top->first; v; v = v->next) {
+        if (v->kind != JSON_ARRAY) give_option(set, user, v->key, v);
+        for (const json *i = v->kind == JSON_ARRAY ? v->first : NULL; i; i = i->next)
+            give_option(set, user, v->key, i);
+    }
+    return NXT_OK;
+}
+
+/* ============================================================================
+ * § 13  Tokenizer
+ *
+ * A model knows text only as the ids its own tokenizer made, so ours must make the same
+ * ids, on every input. Text passes four stations, as in the library the models were
+ * trained with [HFTokenizers]:
+ *
+ *     added tokens    pieces that are one token by decree: "<|endoftext|>", runs of spaces
+ *     normaliser      equivalent spellings become one: Unicode normal form C, or nothing
+ *     pre-tokenizer   cuts that no token crosses: words with the space before, numbers, ...
+ *     BPE             the bytes of a word are merged pair by pair, the pair that training
+ *                     counted most goes first [Sennrich16, Radford19]
+ *
+ * All work is linear in the text, but for BPE: a word of n bytes costs O(n log n).
+ * Bytes that are not UTF-8 count as symbols (neither letter nor space) and survive.
+ *
+ * Another tokenizer family is another piece at a station: a normaliser in normalise(), a
+ * cutter beside split_gpt2, other first symbols in merge_long. Load refuses by name what
+ * is not here.
+ */
+enum { UNICODE_RUNS = 2283, UNICODE_PAIRS = 2060, UNICODE_COMPOSED = 940 };
+
+/* Filled in at the end of this file. A run: its first code point << 11 | its property. */
+static const u32 unicode_runs[UNICODE_RUNS];
+/* Triples c, first, second: c decomposes into first second (0: into first alone); the first
+ * UNICODE_COMPOSED rows are compositions, too. */
+static const u32 unicode_pairs[3 * UNICODE_PAIRS];
+
+enum { /* property of a code point: a class, two flags, and its combining class << 3 */
+    SYMBOL = 0, LETTER = 1, NUMBER = 2, SPACE = 3, CLASS = 3,
+    WORD = 4,       /* \w: what single_word tokens must not touch */
+    LOOK = 1 << 11, /* may change under normal form C, or change what is before it */
+    INVALID = 0x110000 /* stands for a byte that is not UTF-8: the last "code point" */
+};
+
+/* A map from two numbers to one. Open addressing: 12 bytes a slot, at most half are used. */
+typedef struct pair_slot { u32 a, b, value; } pair_slot;
+typedef struct pair_map {
+    pair_slot *slot;
+    u32 mask;
+    int shift;
+} pair_map;
+
+enum { NONE = 0xffffffffu };
+
+/* One row of the vocabulary. Its text is in plain bytes, not in the file's alphabet. */
+typedef struct token {
+    const u8 *text; /* NULL: no token has this id */
+    u32 length, flags;
+} token;
+
+enum { /* token.flags */
+    VERBATIM = 1, /* text as in the file: an added token, or no text that BPE can meet */
+    SPECIAL = 2, LSTRIP = 4, RSTRIP = 8, SINGLE_WORD = 16
+};
+
+/* Added tokens by their bytes: a tree with one node for each prefix. */
+typedef struct trie {
+    struct trie *child, *sibling;
+    i32 id; /* of the token that ends here; -1 */
+    u8 byte;
+} trie;
+
+typedef struct matcher {
+    trie *root[256];
+    bool any;
+} matcher;
+
+/* A word BPE has met before: one cache line. The last byte of the key is its length. */
+enum { WORD_BYTES = 31, WORD_IDS = 7, CACHE_BITS = 16 };
+typedef struct word {
+    u8 key[WORD_BYTES + 1];
+    i32 id[WORD_IDS], count;
+} word;
+
+/* Normalised bytes [begin, end) replace original bytes that end at `original`. */
+typedef struct change { i64 begin, end, original; } change;
+
+enum { ALPHABET = 0x144, MOST_TOKENS = 1 << 22, MOST_BYTES = 1 << 28 };
+
+struct nxt_tokenizer {
+    nxt_context *cx;
+    arena memory;            /* of everything that does not grow */
+    u16 *property;           /* of each code point, and of INVALID */
+    pair_map unicode;        /* (c, 0) and (first, second) -> row of unicode_pairs */
+
+    token *token;            /* (size) */
+    i32 size, rows;          /* highest id + 1; room for as many and the added ones */
+    i32 *dictionary;         /* hash table: text -> id */
+    u32 dictionary_mask;
+    i32 byte_of[ALPHABET];   /* the file's letter -> byte, or -1 */
+    i32 byte_id[256];        /* byte -> token, or -1 */
+    pair_map merges;         /* (left id, right id) -> rank */
+    i32 *merged;             /* rank -> id of the two together */
+    i32 unknown;             /* stands for bytes without a token; -1: they are dropped */
+    bool fuse_unknown, ignore_merges, form_c, prefix_space;
+    i64 (*split)(const nxt_tokenizer *t, const u8 *p, i64 at, i64 n);
+    matcher raw, normal;     /* added tokens, looked for before and after normalising */
+    i32 eos, bos;
+
+    word *cache;             /* (1 << CACHE_BITS) */
+    buffer text, prefixed;   /* scratch from here: the normalised text, ... */
+    change *change;          /* ... where it differs, ... */
+    i64 changes, change_capacity;
+    u32 *point;              /* ... and a cluster of characters */
+    i64 point_capacity;
+};
+
+/* Ids, and on request where each token ends. */
+typedef struct token_list {
+    nxt_context *cx;
+    i32 *id;
+    i64 *end; /* NULL unless wanted */
+    i64 n, capacity, end_capacity;
+} token_list;
+
+/* -- maps ---------------------------------------------------------------------------------- */
+
+static nxt_status pair_map_create(arena *a, i64 count, pair_map *m) {
+    int bits = 4;
+    while ((i64)1 << bits < 2 * count) bits++;
+    m->mask = ((u32)1 << bits) - 1;
+    m->shift = 64 - bits;
+    m->slot = arena_get(a, ((size_t)m->mask + 1) * sizeof *m->slot);
+    if (!m->slot) return NXT_MEMORY;
+    memset(m->slot, 0xff, ((size_t)m->mask + 1) * sizeof *m->slot); /* value NONE: free */
+    return NXT_OK;
+}
+
+/* The slot of (a, b), or the free one where it belongs. */
+static inline pair_slot *pair_find(const pair_map *m, u32 a, u32 b) {
+    u64 hash = ((u64)a << 32 | b) * 0x9e3779b97f4a7c15u; /* 2^64 / the golden ratio */
+    for (u32 i = (u32)(hash >> m->shift);; i = (i + 1) & m->mask) {
+        pair_slot *s = m->slot + i;
+        if ((s->a == a && s->b == b) || s->value == NONE) return s;
+    }
+}
+
+static inline u32 pair_get(const pair_map *m, u32 a, u32 b) { return pair_find(m, a, b)->value; }
+
+static void pair_put(pair_map *m, u32 a, u32 b, u32 value) {
+    *pair_find(m, a, b) = (pair_slot){a, b, value};
+}
+
+/* Where the dictionary has, or would have, the id of a text. */
+static i32 *dictionary_find(const nxt_tokenizer *t, const u8 *p, i64 n, u32 verbatim) {
+    u64 hash = (u64)n;
+    for (i64 i = 0; i < n; i++) hash = (hash ^ p[i]) * 0x100000001b3u;
+    for (u32 i = (u32)mix64(hash);; i++) {
+        i32 *slot = t->dictionary + (i & t->dictionary_mask);
+        const token *k = t->token + *slot;
+        if (*slot < 0 || (k->length == n && (k->flags & VERBATIM) == verbatim
+                          && !memcmp(k->text, p, (size_t)n)))
+            return slot;
+    }
+}
+
+/* -- Unicode ------------------------------------------------------------------------------- */
+
+/* The code point at p (n > 0 bytes are left), or INVALID for one byte. */
+static inline u32 point_at(const u8 *p, i64 n, int *size) {
+    u32 c = *p;
+    *size = 1;
+    if (c < 0x80) return c;
+    int bytes = utf8_decode((const char *)p, n, &c);
+    if (!bytes) return INVALID;
+    *size = bytes;
+    return c;
+}
+
+/* The code point that ends at `end` > 0. */
+static u32 point_before(const u8 *p, i64 end, int *size) {
+    for (int bytes = 1; bytes <= 4 && bytes <= end; bytes++) {
+        u32 c = point_at(p + end - bytes, bytes, size);
+        if (c != INVALID && *size == bytes) return c;
+    }
+    *size = 1;
+    return INVALID;
+}
+
+static inline u32 property_at(const nxt_tokenizer *t, const u8 *p, i64 n, int *size) {
+    return t->property[point_at(p, n, size)];
+}
+
+/* Hangul syllables are arithmetic on their parts [Unicode, 3.12]. */
+enum { HANGUL_S = 0xac00, HANGUL_L = 0x1100, HANGUL_V = 0x1161, HANGUL_T = 0x11a7,
+       HANGUL_LS = 19, HANGUL_VS = 21, HANGUL_TS = 28 };
+
+static nxt_status unicode_create(nxt_tokenizer *t) {
+    t->property = arena_get(&t->memory, (INVALID + 1) * sizeof *t->property);
+    if (!t->property) return NXT_MEMORY;
+    TRY(pair_map_create(&t->memory, 2 * UNICODE_PAIRS, &t->unicode));
+    for (int r = 0; r < UNICODE_RUNS; r++) {
+        u32 c = unicode_runs[r] >> 11, property = unicode_runs[r] & 0x7ff;
+        u32 end = r + 1 < UNICODE_RUNS ? unicode_runs[r + 1] >> 11 : INVALID;
+        if (property >> 3) property |= LOOK;
+        for (; c < end; c++) t->property[c] = (u16)property;
+    }
+    for (u32 row = 0; row < UNICODE_PAIRS; row++) {
+        const u32 *pair = unicode_pairs + 3 * row;
+        const bool composes = row < UNICODE_COMPOSED;
+        pair_put(&t->unicode, pair[0], 0, row);
+        if (composes) pair_put(&t->unicode, pair[1], pair[2], row);
+        t->property[pair[composes ? 2 : 0]] |= LOOK;
+    }
+    for (u32 c = HANGUL_V; c < HANGUL_V + HANGUL_VS; c++) t->property[c] |= LOOK;
+    for (u32 c = HANGUL_T + 1; c < HANGUL_T + HANGUL_TS; c++) t->property[c] |= LOOK;
+    return NXT_OK;
+}
+
+/* Adds the full canonical decomposition of c, at most four code points, each with its
+ * combining class: c << 8 | class. */
+static i64 decompose(const nxt_tokenizer *t, u32 c, u32 *out) {
+    u32 tail[4], row;
+    i64 n = 0;
+    int tails = 0;
+    if (c - HANGUL_S < HANGUL_LS * HANGUL_VS * HANGUL_TS) {
+        u32 s = c - HANGUL_S;
+        if (s % HANGUL_TS) tail[tails++] = HANGUL_T + s % HANGUL_TS;
+        tail[tails++] = HANGUL_V + s / HANGUL_TS % HANGUL_VS;
+        c = HANGUL_L + s / (HANGUL_VS * HANGUL_TS);
+    }
+    while ((row = pair_get(&t->unicode, c, 0)) != NONE) { /* only the first part goes on */
+        c = unicode_pairs[3 * row + 1];
+        if (unicode_pairs[3 * row + 2]) tail[tails++] = unicode_pairs[3 * row + 2];
+    }
+    for (;; c = tail[tails]) {
+        out[n++] = c << 8 | (t->property[c] >> 3 & 0xff);
+        if (tails-- == 0) return n;
+    }
+}
+
+/* Sorts each run of marks by combining class and keeps the order within a class. */
+static void order_marks(u32 *point, i64 n, u32 *spare) {
+    for (i64 i = 0, end; i < n; i = end) {
+        i64 start[257] = {0};
+        bool sorted = true;
+        end = i + 1;
+        if ((point[i] & 0xff) == 0) continue;
+        for (; end < n && (point[end] & 0xff); end++)
+            if ((point[end] & 0xff) < (point[end - 1] & 0xff)) sorted = false;
+        if (sorted) continue;
+        for (i64 j = i; j < end; j++) start[(point[j] & 0xff) + 1]++;
+        for (int k = 0; k < 256; k++) start[k + 1] += start[k];
+        for (i64 j = i; j < end; j++) spare[start[point[j] & 0xff]++] = point[j];
+        memcpy(point + i, spare, (size_t)(end - i) * sizeof *point);
+    }
+}
+
+/* The composition of two code points, or NONE. */
+static u32 compose(const nxt_tokenizer *t, u32 a, u32 b) {
+    if (a - HANGUL_L < HANGUL_LS && b - HANGUL_V < HANGUL_VS)
+        return HANGUL_S + ((a - HANGUL_L) * HANGUL_VS + b - HANGUL_V) * HANGUL_TS;
+    if (a - HANGUL_S < HANGUL_LS * HANGUL_VS * HANGUL_TS && (a - HANGUL_S) % HANGUL_TS == 0
+        && b - HANGUL_T - 1 < HANGUL_TS - 1)
+        return a + b - HANGUL_T;
+    u32 row = pair_get(&t->unicode, a, b);
+    return row == NONE ? NONE : unicode_pairs[3 * row];
+}
+
+/* Composes in place; returns how many code points are left. A mark reaches the starter
+ * before it unless one of its own or of a higher class is left between them. */
+static i64 compose_all(const nxt_tokenizer *t, u32 *point, i64 n) {
+    i64 kept = 0, starter = -1;
+    u32 between = 0; /* the class of the last one left since the starter; 0: none is */
+    for (i64 i = 0; i < n; i++) {
+        u32 class = point[i] & 0xff, c = NONE;
+        if (starter >= 0 && (between == 0 || between < class))
+            c = compose(t, point[starter] >> 8, point[i] >> 8);
+        if (c != NONE) {
+            point[starter] = c << 8; /* a composition is a starter */
+            continue;
+        }
+        if (class == 0) starter = kept;
+        between = class;
+        point[kept++] = point[i];
+    }
+    return kept;
+}
+
+/* Adds the normal form of p[0, n) to t->text, and notes a change. p is a cluster: nothing
+ * in it reacts with what is around it. `original`: where it ends in the text. */
+static nxt_status normalise_cluster(nxt_tokenizer *t, const u8 *p, i64 n, i64 original) {
+    i64 begin = t->text.n, points = 0;
+    /* 2 n are enough: what decomposes into k <= 4 has at least k / 2 bytes */
+    TRY(mem_grow(t->cx, &t->point, 0, 4 * n, &t->point_capacity, sizeof *t->point));
+    for (i64 i = 0; i < n;) {
+        int size;
+        u32 c = point_at(p + i, n - i, &size);
+        points += decompose(t, c, t->point + points);
+        i += size;
+    }
+    order_marks(t->point, points, t->point + 2 * n);
+    points = compose_all(t, t->point, points);
+    for (i64 i = 0; i < points; i++) {
+        char bytes[4];
+        buffer_add(&t->text, bytes, utf8_encode(bytes, t->point[i] >> 8));
+    }
+    TRY(t->text.status);
+    if (t->text.n - begin == n && !memcmp(t->text.p + begin, p, (size_t)n)) return NXT_OK;
+    TRY(mem_grow(t->cx, &t->change, t->changes, t->changes + 1, &t->change_capacity,
+                 sizeof *t->change));
+    t->change[t->changes++] = (change){begin, t->text.n, original};
+    return NXT_OK;
+}
+
+/* The first code point from `at` on that normalising must look at, or n. */
+static i64 next_look(const nxt_tokenizer *t, const u8 *p, i64 at, i64 n) {
+    while (at < n) {
+        u64 eight;
+        int size;
+        if (p[at] < 0x80) { /* ASCII is normal */
+            at++;
+            while (n - at >= 8 && (memcpy(&eight, p + at, 8), !(eight & 0x8080808080808080u)))
+                at += 8;
+            continue;
+        }
+        if (property_at(t, p + at, n - at, &size) & LOOK) break;
+        at += size;
+    }
+    return at;
+}
+
+/* Replaces *text by its normal form, in t->text, if that differs. Almost all text is normal
+ * already and stays where it is. A cluster is what must be looked at and the code point
+ * before, which may be the base of marks. */
+static nxt_status normalise(nxt_tokenizer *t, const u8 **text, i64 *length) {
+    const u8 *p = *text;
+    i64 n = *length, at = t->form_c ? next_look(t, p, 0, n) : n, copied = 0;
+    t->changes = 0;
+    if (at == n) return NXT_OK;
+    t->text.n = 0;
+    while (at < n) {
+        int size;
+        i64 begin = at, end = at;
+        if (at > copied && point_before(p, at, &size) != INVALID) begin = at - size;
+        while (end < n && property_at(t, p + end, n - end, &size) & LOOK) end += size;
+        buffer_add(&t->text, p + copied, begin - copied);
+        TRY(normalise_cluster(t, p + begin, end - begin, end));
+        copied = end;
+        at = next_look(t, p, end, n);
+    }
+    buffer_add(&t->text, p + copied, n - copied);
+    TRY(t->text.status);
+    *text = (const u8 *)t->text.p;
+    *length = t->text.n;
+    return NXT_OK;
+}
+
+/* Where byte position `at` of the normalised text lies in the text it was made of; inside a
+ * changed cluster: at the cluster's end. */
+static i64 original_end(const nxt_tokenizer *t, i64 at) {
+    i64 low = 0, high = t->changes; /* changes before low begin before at */
+    while (low < high) {
+        i64 middle = (low + high) / 2;
+        if (t->change[middle].begin < at) low = middle + 1;
+        else high = middle;
+    }
+    if (low == 0) return at;
+    const change *c = t->change + low - 1;
+    return c->original + max64(at - c->end, 0);
+}
+
+/* -- pre-tokenizer ------------------------------------------------------------------------- */
+
+static inline i64 skip_class(const nxt_tokenizer *t, const u8 *p, i64 at, i64 n, u32 class) {
+    int size;
+    while (at < n && (property_at(t, p + at, n - at, &size) & CLASS) == class) at += size;
+    return at;
+}
+
+/* The end of the word that starts at p[at], as this pattern has it [Radford19]:
+ *     's|'t|'re|'ve|'m|'ll|'d| ?\p{L}+| ?\p{N}+| ?[^\s\p{L}\p{N}]+|\s+(?!\S)|\s+
+ * The last but one: white space before a word leaves its last character to the word, or, if
+ * that is no plain space, to itself. */
+static i64 split_gpt2(const nxt_tokenizer *t, const u8 *p, i64 at, i64 n) {
+    if (p[at] == '\'' && at + 1 < n) {
+        u8 a = p[at + 1], b = at + 2 < n ? p[at + 2] : 0;
+        if (a == 's' || a == 't' || a == 'm' || a == 'd') return at + 2;
+        if ((a == 'r' && b == 'e') || (a == 'v' && b == 'e') || (a == 'l' && b == 'l'))
+            return at + 3;
+    }
+    int size;
+    i64 first = at + (p[at] == ' ' && at + 1 < n);
+    u32 class = property_at(t, p + first, n - first, &size) & CLASS;
+    if (class != SPACE) return skip_class(t, p, first + size, n, class);
+    i64 end = skip_class(t, p, first + size, n, SPACE);
+    if (end == n) return end;
+    (void)point_before(p, end, &size);
+    return end - size > at ? end - size : end;
+}
+
+static i64 split_nothing(const nxt_tokenizer *t, const u8 *p, i64 at, i64 n) {
+    (void)t, (void)p, (void)at;
+    return n;
+}
+
+/* -- byte-pair encoding -------------------------------------------------------------------- */
+
+static nxt_status reserve(token_list *out, i64 more, bool want_ends) {
+    TRY(mem_grow(out->cx, &out->id, out->n, out->n + more, &out->capacity, sizeof *out->id));
+    if (!want_ends) return NXT_OK;
+    return mem_grow(out->cx, &out->end, out->n, out->n + more, &out->end_capacity,
+                    sizeof *out->end);
+}
+
+/* The ids of p[0, n), n <= SHORT, into id; returns how many, or -1 if a byte has no token.
+ * Each round merges the pair of lowest rank, the leftmost of equals. rank[i] is that of
+ * (id[i], id[i+1]). Quadratic, and for words the fastest: the ranks fill few cache lines. */
+enum { SHORT = 48 };
+
+static i64 merge_short(const nxt_tokenizer *t, const u8 *p, i64 n, i32 *id) {
+    u32 rank[SHORT];
+    for (i64 i = 0; i < n; i++)
+        if ((id[i] = t->byte_id[p[i]]) < 0) return -1;
+    for (i64 i = 0; i + 1 < n; i++) rank[i] = pair_get(&t->merges, (u32)id[i], (u32)id[i + 1]);
+    while (n > 1) {
+        i64 best = 0;
+        for (i64 i = 1; i + 1 < n; i++) best = rank[i] < rank[best] ? i : best;
+        if (rank[best] == NONE) break;
+        id[best] = t->merged[rank[best]];
+        n--;
+        for (i64 i = best + 1; i < n; i++) {
+            id[i] = id[i + 1];
+            rank[i - 1] = rank[i];
+        }
+        if (best > 0) rank[best - 1] = pair_get(&t->merges, (u32)id[best - 1], (u32)id[best]);
+        if (best + 1 < n) rank[best] = pair_get(&t->merges, (u32)id[best], (u32)id[best + 1]);
+    }
+    return n;
+}
+
+/* A long word is a linked list of symbols and a heap of the pairs that could merge, lowest
+ * rank first, then leftmost. Pairs that changed meanwhile stay in the heap and are known by
+ * a rank that is no longer theirs. */
+typedef struct symbol { i32 id, previous, next, end; } symbol; /* end: in bytes of the word */
+
+typedef struct long_word {
+    symbol *symbol;
+    u64 *heap; /* rank << 32 | symbol; four children a node: they share a cache line */
+    i64 count;
+} long_word;
+
+static void heap_down(u64 *heap, i64 count, i64 at) {
+    u64 moving = heap[at];
+    for (;;) {
+        i64 first = 4 * at + 1, best = first, last = min64(first + 4, count);
+        for (i64 i = first + 1; i < last; i++)
+            if (heap[i] < heap[best]) best = i;
+        if (first >= count || heap[best] >= moving) break;
+        heap[at] = heap[best];
+        at = best;
+    }
+    heap[at] = moving;
+}
+
+static void heap_push(long_word *w, u64 entry) {
+    i64 at = w->count++;
+    for (; at > 0 && w->heap[(at - 1) / 4] > entry; at = (at - 1) / 4)
+        w->heap[at] = w->heap[(at - 1) / 4];
+    w->heap[at] = entry;
+}
+
+/* The rank of symbol i and its successor. */
+static u32 rank_of(const nxt_tokenizer *t, const symbol *s, i32 i) {
+    if (s[i].id < 0 || s[i].next < 0) return NONE;
+    return pair_get(&t->merges, (u32)s[i].id, (u32)s[s[i].next].id);
+}
+
+/* The symbols of p[0, n), one a byte; bytes without a token become the unknown token (one
+ * for a run of them under fuse_unknown) or nothing. Returns how many. */
+static i32 first_symbols(const nxt_tokenizer *t, const u8 *p, i64 n, symbol *s) {
+    i32 count = 0;
+    bool fuse = false;
+    for (i32 i = 0; i < n; i++) {
+        i32 id = t->byte_id[p[i]];
+        if (id < 0 && t->unknown < 0) continue;
+        if (id < 0 && fuse) s[count - 1].end = i + 1;
+        else {
+            s[count] = (symbol){id < 0 ? t->unknown : id, count - 1, count + 1, i + 1};
+            count++;
+        }
+        fuse = id < 0 && t->fuse_unknown;
+    }
+    if (count) s[count - 1].next = -1;
+    return count;
+}
+
+static void merge_all(const nxt_tokenizer *t, long_word *w) {
+    symbol *s = w->symbol;
+    while (w->count > 0) {
+        u64 top = w->heap[0];
+        i32 i = (i32)(top & 0xffffffff);
+        w->heap[0] = w->heap[--w->count];
+        heap_down(w->heap, w->count, 0);
+        if (rank_of(t, s, i) != top >> 32) continue;
+        i32 gone = s[i].next;
+        s[i].id = t->merged[top >> 32];
+        s[i].end = s[gone].end;
+        s[i].next = s[gone].next;
+        s[gone].id = -1;
+        if (s[i].next >= 0) s[s[i].next].previous = i;
+        const i32 pair[2] = {s[i].previous, i};
+        for (int k = 0; k < 2; k++) {
+            u32 rank = pair[k] < 0 ? NONE : rank_of(t, s, pair[k]);
+            if (rank != NONE) heap_push(w, (u64)rank << 32 | (u32)pair[k]);
+        }
+    }
+}
+
+/* Adds the ids of a word of any length, and their ends from `start` on. */
+static nxt_status merge_long(nxt_tokenizer *t, const u8 *p, i64 n, i64 start, bool want_ends,
+                             token_list *out) {
+    long_word w = {0};
+    if (n > INT32_MAX)
+        return fail(t->cx, NXT_UNSUPPORTED, "one word of %" PRId64 " bytes", n);
+    nxt_status status = mem_get(t->cx, &w.symbol, n, sizeof *w.symbol);
+    /* each merge takes a pair out of the heap and adds at most two */
+    if (status == NXT_OK) status = mem_get(t->cx, &w.heap, 2 * n, sizeof *w.heap);
+    if (status == NXT_OK) status = reserve(out, n, want_ends);
+    if (status == NXT_OK) {
+        i32 count = first_symbols(t, p, n, w.symbol);
+        for (i32 i = 0; i < count; i++) {
+            u32 rank = rank_of(t, w.symbol, i);
+            if (rank != NONE) w.heap[w.count++] = (u64)rank << 32 | (u32)i;
+        }
+        for (i64 i = w.count / 4; i >= 0 && w.count; i--) heap_down(w.heap, w.count, i);
+        merge_all(t, &w);
+        for (i32 i = count ? 0 : -1; i >= 0; i = w.symbol[i].next) {
+            if (want_ends) out->end[out->n] = start + w.symbol[i].end;
+            out->id[out->n++] = w.symbol[i].id;
+        }
+    }
+    mem_drop(t->cx, w.symbol);
+    mem_drop(t->cx, w.heap);
+    return status;
+}
+
+/* The ids of a word, if they are its bytes and no more, into id (room for n); else -1. */
+static i64 merge_word(const nxt_tokenizer *t, const u8 *p, i64 n, i32 *id) {
+    if (t->ignore_merges) {
+        *id = *dictionary_find(t, p, n, 0);
+        if (*id >= 0) return 1;
+    }
+    return n <= SHORT ? merge_short(t, p, n, id) : -1;
+}
+
+/* Adds the ids of p[0, n), a word that starts at byte `start` of its text. Most words were
+ * seen before: the cache, direct-mapped, answers for them. */
+static nxt_status encode_word(nxt_tokenizer *t, const u8 *p, i64 n, i64 start, bool want_ends,
+                              token_list *out) {
+    u64 key[4] = {0};
+    word *w = NULL;
+    i64 count;
+    TRY(reserve(out, max64(n, WORD_IDS), want_ends));
+    i32 *id = out->id + out->n;
+    if (n <= WORD_BYTES) {
+        memcpy(key, p, (size_t)n);
+        key[3] |= (u64)n << 56;
+        u64 hash = (key[0] ^ (key[1] + key[3]) * 0xbf58476d1ce4e5b9u) * 0x9e3779b97f4a7c15u;
+        hash = (hash ^ hash >> 32 ^ key[2]) * 0x94d049bb133111ebu;
+        w = t->cache + (hash >> (64 - CACHE_BITS));
+    }
+    if (w && !memcmp(w->key, key, sizeof key)) {
+        memcpy(id, w->id, sizeof w->id);
+        count = w->count;
+    } else {
+        count = merge_word(t, p, n, id);
+        if (count < 0) return merge_long(t, p, n, start, want_ends, out);
+        if (w && count <= WORD_IDS) {
+            memcpy(w->key, key, sizeof key);
+            memcpy(w->id, id, (size_t)count * sizeof *id);
+            w->count = (i32)count;
+        }
+    }
+    for (i64 i = 0; want_ends && i < count; i++) {
+        start += t->token[id[i]].length;
+        out->end[out->n + i] = start;
+    }
+    out->n += count;
+    return NXT_OK;
+}
+
+/* -- added tokens -------------------------------------------------------------------------- */
+
+static nxt_status matcher_add(arena *a, matcher *m, const u8 *p, i64 n, i32 id) {
+    trie **link = m->root + p[0], *node = NULL;
+    for (i64 i = 0; i < n; i++) {
+        while (*link && (*link)->byte != p[i]) link = &(*link)->sibling;
+        if (!*link) {
+            *link = arena_get(a, sizeof **link);
+            if (!*link) return NXT_MEMORY;
+            **link = (trie){.id = -1, .byte = p[i]};
+        }
+        node = *link;
+        link = &node->child;
+    }
+    if (node->id < 0) node->id = id; /* of equals the first counts */
+    m->any = true;
+    return NXT_OK;
+}
+
+/* The length of the longest token at p, and its id; 0: none. */
+static inline i64 match_longest(const matcher *m, const u8 *p, i64 n, i32 *id) {
+    i64 length = 0, i = 0;
+    for (const trie *node = m->root[p[0]]; node; node = node->child) {
+        while (node && node->byte != p[i]) node = node->sibling;
+        if (!node) break;
+        i++;
+        if (node->id >= 0) {
+            *id = node->id;
+            length = i;
+        }
+        if (i == n) break;
+    }
+    return length;
+}
+
+static bool word_around(const nxt_tokenizer *t, const u8 *p, i64 begin, i64 end, i64 n) {
+    int size;
+    return (begin > 0 && t->property[point_before(p, begin, &size)] & WORD)
+           || (end < n && property_at(t, p + end, n - end, &size) & WORD);
+}
+
+/* A walk over the added tokens of a text: found [begin, end), id; the search goes on at
+ * `at`; text up to `done` is dealt with. */
+typedef struct added_walk {
+    const u8 *p;
+    i64 n, at, done, begin, end, spaces_end;
+    i32 id;
+} added_walk;
+
+/* Finds the next added token. Leftmost, then longest. White space that a token strips is
+ * not closed to the search, so tokens may overlap, as the library has it (where that one
+ * fails, because a token would end before it begins, we go on). */
+static bool next_added(const nxt_tokenizer *t, const matcher *m, added_walk *w) {
+    while (m->any && w->at < w->n) {
+        i64 length = match_longest(m, w->p + w->at, w->n - w->at, &w->id);
+        w->begin = w->at;
+        w->end = w->at += max64(length, 1);
+        if (!length) continue;
+        u32 flags = t->token[w->id].flags;
+        if (flags & SINGLE_WORD && word_around(t, w->p, w->begin, w->end, w->n)) continue;
+        while (flags & LSTRIP && w->begin > w->done) {
+            int size;
+            u32 c = point_before(w->p, w->begin, &size);
+            if ((t->property[c] & CLASS) != SPACE) break;
+            w->begin -= size;
+        }
+        if (flags & LSTRIP) w->begin = max64(w->begin, w->done);
+        if (flags & RSTRIP) { /* a run of spaces is measured once, else this is quadratic */
+            if (w->end >= w->spaces_end)
+                w->spaces_end = skip_class(t, w->p, w->end, w->n, SPACE);
+            w->end = w->spaces_end;
+        }
+        if (w->begin < w->end) return true;
+    }
+    return false;
+}
+
+static nxt_status add_token(token_list *out, i32 id, i64 end, bool want_ends) {
+    TRY(reserve(out, 1, want_ends));
+    if (want_ends) out->end[out->n] = end;
+    out->id[out->n++] = id;
+    return NXT_OK;
+}
+
+/* -- encoding ------------------------------------------------------------------------------ */
+
+/* Adds the ids of p[0, n), normalised and free of added tokens; it starts at `start` of the
+ * normalised text. */
+static nxt_status encode_words(nxt_tokenizer *t, const u8 *p, i64 n, i64 start, bool want_ends,
+                               token_list *out) {
+    i64 first = out->n, extra = 0;
+    if (t->prefix_space && p[0] != ' ') {
+        t->prefixed.n = 0;
+        buffer_add(&t->prefixed, " ", 1);
+        buffer_add(&t->prefixed, p, n);
+        TRY(t->prefixed.status);
+        p = (const u8 *)t->prefixed.p;
+        extra = 1;
+        n++;
+    }
+    for (i64 at = 0, end; at < n; at = end) {
+        end = t->split(t, p, at, n);
+        TRY(encode_word(t, p + at, end - at, at, want_ends, out));
+    }
+    for (i64 i = first; want_ends && i < out->n; i++)
+        out->end[i] = start + max64(out->end[i] - extra, 0);
+    return NXT_OK;
+}
+
+/* Adds the ids of p[0, n), which starts at `start` of the text and holds none of the added
+ * tokens that are looked for in raw text. */
+static nxt_status encode_piece(nxt_tokenizer *t, const u8 *p, i64 n, i64 start, bool want_ends,
+                               token_list *out) {
+    i64 first = out->n;
+    TRY(normalise(t, &p, &n));
+    added_walk w = {.p = p, .n = n};
+    for (bool more = true; more;) {
+        more = next_added(t, &t->normal, &w);
+        i64 end = more ? w.begin : n;
+        if (w.done < end)
+            TRY(encode_words(t, p + w.done, end - w.done, w.done, want_ends, out));
+        if (more) TRY(add_token(out, w.id, w.end, want_ends));
+        w.done = w.end;
+    }
+    for (i64 i = first; want_ends && i < out->n; i++)
+        out->end[i] = start + original_end(t, out->end[i]);
+    return NXT_OK;
+}
+
+/* Appends the ids of a text. */
+static nxt_status encode(nxt_tokenizer *t, const char *text, i64 n, bool want_ends,
+                         token_list *out) {
+    added_walk w = {.p = (const u8 *)text, .n = n};
+    for (bool more = true; more;) {
+        more = next_added(t, &t->raw, &w);
+        i64 end = more ? w.begin : n;
+        if (w.done < end)
+            TRY(encode_piece(t, w.p + w.done, end - w.done, w.done, want_ends, out));
+        if (more) TRY(add_token(out, w.id, w.end, want_ends));
+        w.done = w.end;
+    }
+    return NXT_OK;
+}
+
+/* The bytes an id stands for; none for ids without a token, such as padding rows. */
+static void decode_bytes(const nxt_tokenizer *t, i32 id, const u8 **p, i64 *n) {
+    const bool known = id >= 0 && id < t->size;
+    *p = known ? t->token[id].text : NULL;
+    *n = known ? t->token[id].length : 0;
+}
+
+/* -- loading ------------------------------------------------------------------------------- */
+
+typedef struct token_files {
+    nxt_tokenizer *t;
+    arena memory;     /* of the files' contents: dropped after loading */
+    const char *path; /* of the file at work, for errors */
+} token_files;
+
+static nxt_status read_text(token_files *f, const char *path, buffer *b) {
+    f->path = path;
+    *b = (buffer){.cx = f->t->cx};
+    if (!path) return NXT_MEMORY;
+    nxt_status status = file_read(f->t->cx, path, MOST_BYTES, b);
+    if (status != NXT_OK) buffer_free(b);
+    return status;
+}
+
+static nxt_status read_json(token_files *f, const char *path, json **out) {
+    buffer b;
+    TRY(read_text(f, path, &b));
+    nxt_status status = json_parse(&f->memory, path, b.p ? b.p : "", b.n, out);
+    buffer_free(&b);
+    return status;
+}
+
+/* Vocabularies spell bytes as letters, so that every token is a visible word: the visible
+ * characters of Latin-1 stand for themselves, the rest, in order, for U+0100 and up. */
+static void alphabet_create(nxt_tokenizer *t) {
+    for (int i = 0; i < ALPHABET; i++) t->byte_of[i] = -1;
+    for (int byte = 0, next = 256; byte < 256; byte++) {
+        bool visible = (byte > ' ' && byte <= '~') || (byte > 0xa0 && byte != 0xad);
+        t->byte_of[visible ? byte : next++] = byte;
+    }
+}
+
+/* A text of the file in bytes: out has room for n. -1: not in the alphabet. */
+static i64 to_bytes(const nxt_tokenizer *t, const char *text, i64 n, u8 *out) {
+    i64 bytes = 0;
+    for (i64 i = 0; i < n;) {
+        int size;
+        u32 c = point_at((const u8 *)text + i, n - i, &size);
+        if (c >= ALPHABET || t->byte_of[c] < 0) return -1;
+        out[bytes++] = (u8)t->byte_of[c];
+        i += size;
+    }
+    return bytes;
+}
+
+/* The dictionary's slot for a text in the file's alphabet, or as it is if it has other letters.
+ * text: room for n bytes, which get it; *length, *verbatim: what became of it. */
+static i32 *find_name(const nxt_tokenizer *t, const char *name, i64 n, token *out, u8 *text) {
+    i64 bytes = to_bytes(t, name, n, text);
+    if (bytes < 0 && n) memcpy(text, name, (size_t)n);
+    *out = (token){text, (u32)(bytes < 0 ? n : bytes), bytes < 0 ? VERBATIM : 0};
+    return dictionary_find(t, text, out->length, out->flags);
+}
+
+static nxt_status load_vocabulary(token_files *f, const json *words, i64 added) {
+    nxt_tokenizer *t = f->t;
+    if (!words || words->kind != JSON_OBJECT)
+        return fail(t->cx, NXT_FORMAT, "%s: no vocabulary", f->path);
+    i64 slots = 16;
+    for (const json *w = words->first; w; w = w->next) {
+        if (w->kind != JSON_NUMBER || !(w->number >= 0 && w->number < MOST_TOKENS)
+            || w->number != (double)(i64)w->number)
+            return fail(t->cx, NXT_FORMAT, "%s: the id of token \"%.60s\" is not one", f->path,
+                        w->key);
+        t->size = (i32)max64(t->size, (i64)w->number + 1);
+    }
+    while (slots < 2 * (words->count + added)) slots *= 2;
+    t->dictionary_mask = (u32)slots - 1;
+    t->rows = (i32)(max64(t->size, words->count) + added);
+    t->token = arena_get(&t->memory, (size_t)t->rows * sizeof *t->token);
+    t->dictionary = arena_get(&t->memory, (size_t)slots * sizeof *t->dictionary);
+    if (!t->token || !t->dictionary) return NXT_MEMORY;
+    memset(t->dictionary, 0xff, (size_t)slots * sizeof *t->dictionary);
+    for (const json *w = words->first; w; w = w->next) {
+        u8 *text = arena_get(&t->memory, (size_t)w->key_length);
+        token *k = t->token + (i64)w->number;
+        if (!text) return NXT_MEMORY;
+        if (k->text)
+            return fail(t->cx, NXT_FORMAT, "%s: two tokens have the id %.0f", f->path, w->number);
+        *find_name(t, w->key, w->key_length, k, text) = (i32)w->number;
+    }
+    for (int b = 0; b < 256; b++) t->byte_id[b] = *dictionary_find(t, &(u8){(u8)b}, 1, 0);
+    return NXT_OK;
+}
+
+/* The merge of rank `rank`: the two texts, in the file's alphabet, into one token. */
+static nxt_status load_merge(token_files *f, u32 rank, const char *left, i64 left_length,
+                             const char *right, i64 right_length) {
+    nxt_tokenizer *t = f->t;
+    u8 *text = arena_get(&f->memory, (size_t)(left_length + right_length));
+    if (!text) return NXT_MEMORY;
+    i64 a = to_bytes(t, left, left_length, text);
+    i64 b = a < 0 ? -1 : to_bytes(t, right, right_length, text + a);
+    if (b < 0) return NXT_OK; /* no text can come to this merge */
+    i32 x = *dictionary_find(t, text, a, 0), y = *dictionary_find(t, text + a, b, 0);
+    i32 both = *dictionary_find(t, text, a + b, 0);
+    if (x < 0 || y < 0 || both < 0)
+        return fail(t->cx, NXT_FORMAT, "%s: merge %u, \"%.60s\", is of tokens that the "
+                    "vocabulary does not have", f->path, rank + 1, left);
+    pair_put(&t->merges, (u32)x, (u32)y, rank);
+    t->merged[rank] = both;
+    return NXT_OK;
+}
+
+static nxt_status load_merge_line(token_files *f, u32 *rank, const char *line, i64 n) {
+    if (n >= 8 && !memcmp(line, "#version", 8)) return NXT_OK;
+    const char *space = memchr(line, ' ', (size_t)n);
+    i64 left = space ? space - line : n;
+    if (!space || memchr(space + 1, ' ', (size_t)(n - left - 1)))
+        return fail(f->t->cx, NXT_FORMAT, "%s: merge %u is not two words with a space between",
+                    f->path, *rank + 1);
+    return load_merge(f, (*rank)++, line, left, space + 1, n - left - 1);
+}
+
+static nxt_status merges_create(nxt_tokenizer *t, i64 count) {
+    t->merged = arena_get(&t->memory, (size_t)count * sizeof *t->merged);
+    if (!t->merged) return NXT_MEMORY;
+    return pair_map_create(&t->memory, count, &t->merges);
+}
+
+/* ["a b", ...] or [["a", "b"], ...] */
+static nxt_status load_merges(token_files *f, const json *merges) {
+    u32 rank = 0;
+    if (!merges || merges->kind != JSON_ARRAY || merges->count > INT32_MAX / 2)
+        return fail(f->t->cx, NXT_FORMAT, "%s: no merges", f->path);
+    TRY(merges_create(f->t, merges->count));
+    for (const json *m = merges->first; m; m = m->next) {
+        const json *a = m->first, *b = a ? a->next : NULL;
+        if (m->kind == JSON_STRING) TRY(load_merge_line(f, &rank, m->text, m->length));
+        else if (m->kind == JSON_ARRAY && m->count == 2 && a->kind == JSON_STRING
+                 && b->kind == JSON_STRING)
+            TRY(load_merge(f, rank++, a->text, a->length, b->text, b->length));
+        else return fail(f->t->cx, NXT_FORMAT, "%s: merge %u is not a pair", f->path, rank + 1);
+    }
+    return NXT_OK;
+}
+
+static nxt_status load_merges_txt(token_files *f, const char *path) {
+    buffer b;
+    u32 rank = 0;
+    TRY(read_text(f, path, &b));
+    i64 lines = 1;
+    for (i64 i = 0; i < b.n; i++) lines += b.p[i] == '\n';
+    nxt_status status = merges_create(f->t, lines);
+    for (i64 i = 0, end; status == NXT_OK && i < b.n; i = end + 1) {
+        const char *feed = memchr(b.p + i, '\n', (size_t)(b.n - i));
+        end = feed ? feed - b.p : b.n;
+        i64 n = end - i - (end > i && b.p[end - 1] == '\r');
+        status = load_merge_line(f, &rank, b.p + i, n);
+    }
+    buffer_free(&b);
+    return status;
+}
+
+/* The settings of the BPE model that change what it does. */
+static nxt_status load_model(token_files *f, const json *model) {
+    nxt_tokenizer *t = f->t;
+    const char *type = json_text(model, "type", "BPE");
+    if (strcmp(type, "BPE"))
+        return fail(t->cx, NXT_UNSUPPORTED, "%s: a %s model is not supported (BPE is)", f->path,
+                    type);
+    if (*json_text(model, "continuing_subword_prefix", "")
+        || *json_text(model, "end_of_word_suffix", "") || json_number(model, "dropout", 0) != 0
+        || json_bool(model, "byte_fallback", false))
+        return fail(t->cx, NXT_UNSUPPORTED, "%s: a BPE model with a subword prefix, a word suffix,"
+                    " dropout or byte fallback is not supported", f->path);
+    t->fuse_unknown = json_bool(model, "fuse_unk", false);
+    t->ignore_merges = json_bool(model, "ignore_merges", false);
+    return NXT_OK;
+}
+
+static nxt_status fail_type(token_files *f, const char *what, const json *v, const char *known) {
+    return fail(f->t->cx, NXT_UNSUPPORTED, "%s: the %s %s is not supported (%s is)", f->path, what,
+                json_text(v, "type", "null"), known);
+}
+
+static nxt_status load_normalizer(token_files *f, const json *v) {
+    const char *type = json_text(v, "type", "");
+    if (!v || v->kind == JSON_NULL) return NXT_OK;
+    if (!strcmp(type, "Sequence")) {
+        const json *list = json_get(v, "normalizers");
+        for (const json *m = list ? list->first : NULL; m; m = m->next) {
+            if (strcmp(json_text(m, "type", ""), "NFC"))
+                return fail_type(f, "normalizer", m, "NFC");
+            f->t->form_c = true;
+        }
+        return NXT_OK;
+    }
+    if (strcmp(type, "NFC")) return fail_type(f, "normalizer", v, "NFC");
+    f->t->form_c = true;
+    return NXT_OK;
+}
+
+static nxt_status load_pre_tokenizer(token_files *f, const json *v) {
+    if (!strcmp(json_text(v, "type", ""), "Sequence")) {
+        const json *list = json_get(v, "pretokenizers");
+        for (const json *m = v = list ? list->first : NULL; m; m = m->next)
+            if (m->next || strcmp(json_text(m, "type", ""), "ByteLevel"))
+                return fail_type(f, "pre-tokenizer", m, "ByteLevel alone");
+    }
+    if (strcmp(json_text(v, "type", ""), "ByteLevel"))
+        return fail_type(f, "pre-tokenizer", v, "ByteLevel");
+    f->t->prefix_space = json_bool(v, "add_prefix_space", true);
+    f->t->split = json_bool(v, "use_regex", true) ? split_gpt2 : split_nothing;
+    return NXT_OK;
+}
+
+/* The id of an added token: its vocabulary entry if there is one, else the next free id, for
+ * the library numbers them anew, whatever the file says. */
+static nxt_status added_id(token_files *f, const json *item, const json *content, i64 vocabulary,
+                           i32 *next, i32 *out) {
+    nxt_tokenizer *t = f->t;
+    u8 *text = arena_get(&t->memory, (size_t)content->length);
+    if (!text) return NXT_MEMORY;
+    token k;
+    i32 *slot = find_name(t, content->text, content->length, &k, text);
+    if (*slot < 0) { /* a new one has its text as it stands, whatever letters are in it */
+        memcpy(text, content->text, (size_t)content->length);
+        k = (token){text, (u32)content->length, VERBATIM};
+        slot = dictionary_find(t, text, k.length, VERBATIM);
+    }
+    if (*slot < 0) {
+        *out = *next < vocabulary ? (i32)vocabulary : *next;
+        if (t->token[*out].text)
+            return fail(t->cx, NXT_FORMAT, "%s: the id of added token \"%.60s\" is taken", f->path,
+                        content->text);
+        t->token[*out] = k;
+        *slot = *out;
+        t->size = (i32)max64(t->size, *out + 1);
+    }
+    *out = *slot;
+    *next = (i32)max64(*next, *out + 1);
+    i32 said = (i32)json_number(item, "id", *out);
+    if (said != *out)
+        say(t->cx, NXT_LOG_WARNING, "%s: added token \"%.60s\" says id %d and gets %d, as in Hugging "
+            "Face's library", f->path, content->text, said, *out);
+    return NXT_OK;
+}
+
+/* Of a text that is listed twice the last entry counts. */
+static nxt_status load_added(token_files *f, const json *list, i64 vocabulary) {
+    static const struct { const char *name; u32 flag; } flags[] = {
+        {"special", SPECIAL}, {"lstrip", LSTRIP}, {"rstrip", RSTRIP}, {"single_word", SINGLE_WORD}};
+    nxt_tokenizer *t = f->t;
+    i32 next = 0, id;
+    const json **entry = arena_get(&f->memory, (size_t)t->rows * sizeof *entry);
+    if (!entry) return NXT_MEMORY;
+    for (const json *m = list->first; m; m = m->next) {
+        const json *content = json_get(m, "content");
+        if (!content || content->kind != JSON_STRING)
+            return fail(t->cx, NXT_FORMAT, "%s: an added token without content", f->path);
+        if (!content->length) continue;
+        TRY(added_id(f, m, content, vocabulary, &next, &id));
+        u32 set = t->token[id].flags & VERBATIM;
+        for (int i = 0; i < COUNT(flags); i++)
+            if (json_bool(m, flags[i].name, false)) set |= flags[i].flag;
+        t->token[id].flags = set;
+        entry[id] = m;
+    }
+    for (id = 0; id < t->size; id++) {
+        const json *content = json_get(entry[id], "content");
+        if (!content) continue;
+        const u8 *p = (const u8 *)content->text;
+        i64 n = content->length;
+        bool normal = json_bool(entry[id], "normalized", true);
+        if (normal) TRY(normalise(t, &p, &n));
+        TRY(matcher_add(&t->memory, normal ? &t->normal : &t->raw, p, n, id));
+    }
+    return NXT_OK;
+}
+
+static nxt_status load_tokenizer_json(token_files *f, const char *path) {
+    static const json nothing = {.kind = JSON_ARRAY};
+    json *root;
+    TRY(read_json(f, path, &root));
+    const json *model = json_get(root, "model"), *words = json_get(model, "vocab");
+    const json *added = json_get(root, "added_tokens");
+    if (!added || added->kind != JSON_ARRAY) added = &nothing;
+    TRY(load_normalizer(f, json_get(root, "normalizer")));
+    TRY(load_pre_tokenizer(f, json_get(root, "pre_tokenizer")));
+    TRY(load_model(f, model));
+    TRY(load_vocabulary(f, words, added->count));
+    const json *unknown = json_get(model, "unk_token");
+    if (unknown && unknown->kind == JSON_STRING) { /* stands for bytes without a token */
+        token k;
+        u8 *text = arena_get(&f->memory, (size_t)unknown->length);
+        if (!text) return NXT_MEMORY;
+        f->t->unknown = *find_name(f->t, unknown->text, unknown->length, &k, text);
+    }
+    TRY(load_merges(f, json_get(model, "merges")));
+    return load_added(f, added, words->count);
+}
+
+/* GPT-2's own two files. What they leave unsaid is what its tokenizer class does. */
+static nxt_status load_vocab_json(token_files *f, const char *vocab, const char *merges) {
+    nxt_tokenizer *t = f->t;
+    json *words, end_text = {.kind = JSON_STRING, .key = "content", .key_length = 7,
+                             .text = "<|endoftext|>", .length = 13};
+    json special = {.kind = JSON_TRUE, .key = "special", .key_length = 7, .next = &end_text};
+    json item = {.kind = JSON_OBJECT, .count = 2, .first = &special};
+    json list = {.kind = JSON_ARRAY, .count = 1, .first = &item};
+    TRY(read_json(f, vocab, &words));
+    TRY(load_vocabulary(f, words, 1));
+    TRY(load_merges_txt(f, merges));
+    t->split = split_gpt2;
+    t->eos = t->bos = nxt_token_id(t, end_text.text);
+    return t->eos < 0 ? NXT_OK : load_added(f, &list, words->count);
+}
+
+/* "eos_token": "x" or {"content": "x"}, in a file that need not be there */
+static nxt_status load_specials(token_files *f, const char *path) {
+    json *root;
+    if (!path) return NXT_MEMORY;
+    if (!path_exists(path)) return NXT_OK;
+    TRY(read_json(f, path, &root));
+    for (int i = 0; i < 2; i++) {
+        const char *key = i ? "bos_token" : "eos_token";
+        const char *name = json_text(root, key, json_text(json_get(root, key), "content", NULL));
+        if (name) *(i ? &f->t->bos : &f->t->eos) = nxt_token_id(f->t, name);
+    }
+    return NXT_OK;
+}
+
+static nxt_status load_files(token_files *f, const char *path) {
+    nxt_tokenizer *t = f->t;
+    arena *a = &f->memory;
+    const bool file = ends_with(path, ".json");
+    const char *directory = file ? path_parent(a, path) : path;
+    if (!directory) return NXT_MEMORY;
+    const char *whole = file ? path : path_join(a, directory, "tokenizer.json");
+    const char *vocab = path_join(a, directory, "vocab.json");
+    const char *merges = path_join(a, directory, "merges.txt");
+    if (!whole || !vocab || !merges) return NXT_MEMORY;
+    if (file || path_exists(whole)) TRY(load_tokenizer_json(f, whole));
+    else if (path_exists(vocab) && path_exists(merges)) TRY(load_vocab_json(f, vocab, merges));
+    else
+        return fail(t->cx, NXT_IO, "%s: neither tokenizer.json nor vocab.json with merges.txt is "
+                    "there", path);
+    TRY(load_specials(f, path_join(a, directory, "special_tokens_map.json")));
+    return load_specials(f, path_join(a, directory, "tokenizer_config.json"));
+}
+
+nxt_status nxt_tokenizer_load(nxt_tokenizer **tok, nxt_context *ctx, const char *path) {
+    nxt_tokenizer *t;
+    *tok = NULL;
+    if (!path) return fail(ctx, NXT_ARGUMENT, "nxt_tokenizer_load: no path");
+    TRY(mem_zero(ctx, &t, 1, sizeof *t));
+    t->cx = t->memory.cx = t->text.cx = t->prefixed.cx = ctx;
+    t->unknown = t->eos = t->bos = -1;
+    alphabet_create(t);
+    token_files f = {.t = t, .memory = {.cx = ctx}};
+    nxt_status status = mem_zero(ctx, &t->cache, (i64)1 << CACHE_BITS, sizeof *t->cache);
+    if (status == NXT_OK) status = unicode_create(t);
+    if (status == NXT_OK) status = load_files(&f, path);
+    arena_free(&f.memory);
+    if (status == NXT_OK) *tok = t;
+    else nxt_tokenizer_destroy(t);
+    return status;
+}
+
+void nxt_tokenizer_destroy(nxt_tokenizer *tok) {
+    if (!tok) return;
+    nxt_context *cx = tok->cx;
+    arena_free(&tok->memory);
+    buffer_free(&tok->text);
+    buffer_free(&tok->prefixed);
+    mem_drop(cx, tok->change);
+    mem_drop(cx, tok->point);
+    mem_drop(cx, tok->cache);
+    mem_drop(cx, tok);
+}
+
+/* -- public functions ---------------------------------------------------------------------- */
+
+nxt_status nxt_encode(nxt_tokenizer *tok, const char *text, size_t bytes, int32_t *ids,
+                      size_t *ends, size_t capacity, size_t *count) {
+    token_list list = {.cx = tok->cx};
+    *count = 0;
+    nxt_status status = encode(tok, text, (i64)bytes, ends != NULL, &list);
+    if (status == NXT_OK) {
+        *count = (size_t)list.n;
+        size_t n = (size_t)min64(list.n, (i64)capacity);
+        if (n) memcpy(ids, list.id, n * sizeof *ids);
+        for (size_t i = 0; ends && i < n; i++) ends[i] = (size_t)list.end[i];
+    }
+    mem_drop(tok->cx, list.id);
+    mem_drop(tok->cx, list.end);
+    return status;
+}
+
+nxt_status nxt_decode(nxt_tokenizer *tok, const int32_t *ids, size_t n, char *out, size_t capacity,
+                      size_t *bytes) {
+    *bytes = 0;
+    for (size_t i = 0; i < n; i++) {
+        const u8 *p;
+        i64 length;
+        decode_bytes(tok, ids[i], &p, &length);
+        size_t room = *bytes < capacity ? capacity - *bytes : 0;
+        size_t fits = (size_t)length < room ? (size_t)length : room;
+        if (fits) memcpy(out + *bytes, p, fits);
+        *bytes += (size_t)length;
+    }
+    return NXT_OK;
+}
+
+/* Added tokens come before words of the vocabulary that have the same bytes. */
+int32_t nxt_token_id(const nxt_tokenizer *tok, const char *text) {
+    const i64 n = (i64)strlen(text);
+    const i32 id = *dictionary_find(tok, (const u8 *)text, n, VERBATIM);
+    return id >= 0 ? id : *dictionary_find(tok, (const u8 *)text, n, 0);
+}
+
+int32_t nxt_tokenizer_size(const nxt_tokenizer *tok) { return tok->size; }
+int32_t nxt_tokenizer_eos(const nxt_tokenizer *tok) { return tok->eos; }
+int32_t nxt_tokenizer_bos(const nxt_tokenizer *tok) { return tok->bos; }
+
+int nxt_token_is_special(const nxt_tokenizer *tok, int32_t id) {
+    return id >= 0 && id < tok->size && (tok->token[id].flags & SPECIAL);
+}
+
+/* ============================================================================
+ * § 14  Architectures as data
+ *
+ * What differs between models is written in tables, so that forward and backward exist
+ * once. A family says which keys of config.json hold its numbers and lists its parameters:
+ * the role each plays here, its name in the files, its shape. GPT-NeoX [Black22] is
+ *
+ *     x = embed(ids)
+ *     per layer, parallel:    x = x + attention(norm1(x)) + mlp(norm2(x))
+ *            or, sequential:  x = x + attention(norm1(x));  x = x + mlp(norm2(x))
+ *     logits = norm(x) head'
+ *
+ * Its fused projection is interleaved per head: rows 3hD .. 3hD+3D of `query_key_value`
+ * are q, k and v of head h. The views of §9 address them where they lie.
+ */
+typedef enum role {
+    EMBED_W, FINAL_NORM_W, FINAL_NORM_B, HEAD_W, /* once */
+    NORM1_W, NORM1_B, QKV_W, QKV_B, OUT_W, OUT_B, NORM2_W, NORM2_B, UP_W, UP_B, DOWN_W,
+    DOWN_B, ROLES                                /* in every layer */
+} role;
+
+/* The numbers of one model; those the tables fill from config.json are i64. */
+typedef struct shape {
+    i64 V, C, L, H, F, T; /* vocabulary, channels, layers, heads, feed-forward, positions */
+    i64 D;                /* head size, C / H */
+    i64 bos, eos;         /* ids; -1 for none */
+    i64 pairs;            /* of values that rope turns in each head */
+    float rope_base, rope_factor;
+    float eps, init_std;
+    nxt_act_kind act;
+    bool parallel, tied, attention_bias;
+} shape;
+
+typedef enum dim { ONE, DIM_C, DIM_3C, DIM_F, DIM_V } dim;
+typedef enum init_kind { INIT_NORMAL, INIT_ZERO, INIT_ONE } init_kind;
+
+typedef struct param_row {
+    role role;
+    const char *name; /* %d: the layer */
+    dim rows, cols;   /* ONE row: a vector */
+    init_kind init;
+    bool decay;       /* as Hugging Face's Trainer: not biases, not norms */
+    const char *also; /* another name that files use */
+} param_row;
+
+typedef struct config_key {
+    const char *key;
+    size_t field; /* of shape */
+    i64 otherwise;
+} config_key;
+
+typedef struct family {
+    const char *model_type, *architecture;
+    const config_key *keys;
+    i64 key_count;
+    const param_row *rows;
+    i64 row_count;
+    const char *const *ignored; /* endings of tensors that hold no weights */
+} family;
+
+static const config_key neox_keys[] = { /* defaults: Hugging Face's GPTNeoXConfig */
+    {"vocab_size", offsetof(shape, V), 50432},
+    {"hidden_size", offsetof(shape, C), 6144},
+    {"num_hidden_layers", offsetof(shape, L), 44},
+    {"num_attention_heads", offsetof(shape, H), 64},
+    {"intermediate_size", offsetof(shape, F), 24576},
+    {"max_position_embeddings", offsetof(shape, T), 2048},
+    {"bos_token_id", offsetof(shape, bos), 0},
+    {"eos_token_id", offsetof(shape, eos), 2},
+};
+
+#define NEOX "gpt_neox."
+#define NEOX_LAYER NEOX "layers.%d."
+static const param_row neox_rows[] = {
+    {EMBED_W, NEOX "embed_in.weight", DIM_V, DIM_C, INIT_NORMAL, true, NULL},
+    {NORM1_W, NEOX_LAYER "input_layernorm.weight", ONE, DIM_C, INIT_ONE, false, NULL},
+    {NORM1_B, NEOX_LAYER "input_layernorm.bias", ONE, DIM_C, INIT_ZERO, false, NULL},
+    {QKV_W, NEOX_LAYER "attention.query_key_value.weight", DIM_3C, DIM_C, INIT_NORMAL, true, NULL},
+    {QKV_B, NEOX_LAYER "attention.query_key_value.bias", ONE, DIM_3C, INIT_ZERO, false, NULL},
+    {OUT_W, NEOX_LAYER "attention.dense.weight", DIM_C, DIM_C, INIT_NORMAL, true, NULL},
+    {OUT_B, NEOX_LAYER "attention.dense.bias", ONE, DIM_C, INIT_ZERO, false, NULL},
+    {NORM2_W, NEOX_LAYER "post_attention_layernorm.weight", ONE, DIM_C, INIT_ONE, false, NULL},
+    {NORM2_B, NEOX_LAYER "post_attention_layernorm.bias", ONE, DIM_C, INIT_ZERO, false, NULL},
+    {UP_W, NEOX_LAYER "mlp.dense_h_to_4h.weight", DIM_F, DIM_C, INIT_NORMAL, true, NULL},
+    {UP_B, NEOX_LAYER "mlp.dense_h_to_4h.bias", ONE, DIM_F, INIT_ZERO, false, NULL},
+    {DOWN_W, NEOX_LAYER "mlp.dense_4h_to_h.weight", DIM_C, DIM_F, INIT_NORMAL, true, NULL},
+    {DOWN_B, NEOX_LAYER "mlp.dense_4h_to_h.bias", ONE, DIM_C, INIT_ZERO, false, NULL},
+    {FINAL_NORM_W, NEOX "final_layer_norm.weight", ONE, DIM_C, INIT_ONE, false, NULL},
+    {FINAL_NORM_B, NEOX "final_layer_norm.bias", ONE, DIM_C, INIT_ZERO, false, NULL},
+    {HEAD_W, "embed_out.weight", DIM_V, DIM_C, INIT_NORMAL, true, "lm_head.weight"},
+};
+#undef NEOX
+#undef NEOX_LAYER
+
+static const char *const neox_ignored[] = {".attention.bias", ".attention.masked_bias",
+                                           ".rotary_emb.inv_freq", NULL};
+
+static const family families[] = {
+    {"gpt_neox", "GPTNeoXForCausalLM", neox_keys, COUNT(neox_keys), neox_rows,
+     COUNT(neox_rows), neox_ignored},
+};
+
+enum { CONFIG_BYTES = 64 << 20 }; /* no honest config is larger */
+
+/* -- config.json ------------------------------------------------------------------------- */
+static nxt_status config_integer(nxt_context *cx, const char *where, const json *config,
+                                 const config_key *k, shape *s) {
+    const json *v = json_get(config, k->key);
+    double x = (double)k->otherwise;
+    if (v && v->kind == JSON_ARRAY && v->first) v = v->first; /* several eos: the first */
+    if (v && v->kind == JSON_NUMBER) x = v->number;
+    else if (v && v->kind == JSON_NULL) x = -1;
+    else if (v) return fail(cx, NXT_FORMAT, "%s: \"%s\" is not a number", where, k->key);
+    if (x != floor(x) || x < -1 || x > 1e9)
+        return fail(cx, NXT_FORMAT, "%s: \"%s\" is %g, not a sensible size", where, k->key, x);
+    *(i64 *)((char *)s + k->field) = (i64)x;
+    return NXT_OK;
+}
+
+static nxt_status config_activation(nxt_context *cx, const char *where, const char *name,
+                                    nxt_act_kind *act) {
+    static const struct { const char *name; nxt_act_kind kind; } known[] = {
+        {"gelu", NXT_GELU},          {"gelu_new", NXT_GELU_TANH},
+        {"gelu_fast", NXT_GELU_FAST}, {"gelu_pytorch_tanh", NXT_GELU_TANH},
+        {"relu", NXT_RELU},          {"silu", NXT_SILU},
+    };
+    for (i64 i = 0; i < COUNT(known); i++)
+        if (!strcmp(name, known[i].name)) return *act = known[i].kind, NXT_OK;
+    return fail(cx, NXT_UNSUPPORTED,
+                "%s: activation \"%s\" is not supported (gelu, gelu_new, gelu_fast, "
+                "gelu_pytorch_tanh, relu, silu are)", where, name);
+}
+
+/* Rotary settings have two spellings: rotary_pct, rotary_emb_base and rope_scaling up to
+ * transformers 4, rope_parameters {rope_theta, partial_rotary_factor, ...} from 5 on.
+ * "dynamic" scaling changes nothing within max_position_embeddings, our limit anyway. */
+static nxt_status config_rope(nxt_context *cx, const char *where, const json *config, shape *s) {
+    const json *v5 = json_get(config, "rope_parameters"), *v4 = json_get(config, "rope_scaling");
+    const json *scaling = v5 && v5->kind == JSON_OBJECT ? v5 : v4;
+    double share = json_number(config, "rotary_pct", 0.25);
+    double base = json_number(config, "rotary_emb_base", 10000);
+    share = json_number(v5, "partial_rotary_factor", share);
+    base = json_number(v5, "rope_theta", base);
+    const char *type = json_text(scaling, "rope_type", json_text(scaling, "type", "default"));
+    s->rope_factor = 1;
+    if (!strcmp(type, "linear")) s->rope_factor = (float)json_number(scaling, "factor", 1);
+    else if (strcmp(type, "default") && strcmp(type, "dynamic"))
+        return fail(cx, NXT_UNSUPPORTED, "%s: rope type \"%s\" is not supported", where, type);
+    if (!(share >= 0 && share <= 1 && base > 0 && s->rope_factor > 0))
+        return fail(cx, NXT_FORMAT, "%s: rotary share %g, base %g, factor %g make no sense",
+                    where, share, base, (double)s->rope_factor);
+    s->pairs = (i64)((double)s->D * share) / 2;
+    s->rope_base = (float)base;
+    return NXT_OK;
+}
+
+static nxt_status config_shape(nxt_context *cx, const char *where, const json *config,
+                               const family **out_family, shape *s) {
+    const char *type = json_text(config, "model_type", "");
+    const family *f = NULL;
+    for (i64 i = 0; i < COUNT(families); i++)
+        if (!strcmp(type, families[i].model_type)) f = &families[i];
+    if (!f)
+        return fail(cx, NXT_UNSUPPORTED, "%s: model_type \"%s\" is not supported (gpt_neox is)",
+                    where, type);
+    *out_family = f;
+    for (i64 i = 0; i < f->key_count; i++)
+        TRY(config_integer(cx, where, config, &f->keys[i], s));
+    if (s->V < 1 || s->C < 1 || s->L < 1 || s->H < 1 || s->F < 1 || s->T < 1 || s->L > 100000
+        || s->C % s->H || s->V > INT32_MAX / 2)
+        return fail(cx, NXT_FORMAT,
+                    "%s: impossible sizes: %" PRId64 " layers, %" PRId64 " wide, %" PRId64
+                    " heads, %" PRId64 " inner, %" PRId64 " vocabulary, %" PRId64 " positions",
+                    where, s->L, s->C, s->H, s->F, s->V, s->T);
+    s->D = s->C / s->H;
+    s->eps = (float)json_number(config, "layer_norm_eps", 1e-5);
+    s->init_std = (float)json_number(config, "initializer_range", 0.02);
+    s->parallel = json_bool(config, "use_parallel_residual", true);
+    s->tied = json_bool(config, "tie_word_embeddings", false);
+    s->attention_bias = json_bool(config, "attention_bias", true);
+    TRY(config_activation(cx, where, json_text(config, "hidden_act", "gelu"), &s->act));
+    return config_rope(cx, where, config, s);
+}
+
+/* -- The model --------------------------------------------------------------------------- */
+typedef struct layer_params {
+    norm_params norm1, norm2;
+    linear_params qkv, out, up, down;
+} layer_params;
+
+struct nxt_model {
+    nxt_context *cx;
+    arena arena;           /* names, tables, the config's tree */
+    char *dir;             /* where it was read from */
+    const json *config;
+    const family *family;
+    shape s;
+    dtype stored;          /* the type of the files: what saving uses unless told */
+    weights files;
+    param *params;
+    i64 param_count;
+    i64 elements;          /* in all parameters */
+    param *embed, *head;   /* the same one when tied */
+    norm_params final_norm;
+    layer_params *layers;
+    float *freq;           /* rope's angles per position, (pairs) */
+    float *vectors;        /* norms and biases as f32, used by every pass */
+    float *masters, *grads; /* of trainable parameters, once a trainer exists */
+};
+
+static i64 dim_size(const shape *s, dim d) {
+    return d == ONE ? 1 : d == DIM_C ? s->C : d == DIM_3C ? 3 * s->C : d == DIM_F ? s->F : s->V;
+}
+
+static bool row_applies(const shape *s, const param_row *r) {
+    if (r->role == HEAD_W) return !s->tied;
+    if (r->role == QKV_B || r->role == OUT_B) return s->attention_bias;
+    return true;
+}
+
+static param *add_param(nxt_model *m, const param_row *r, i64 l) {
+    param *p = &m->params[m->param_count++];
+    char name[160];
+    int n = snprintf(name, sizeof name, r->name, (int)l);
+    p->name = arena_text(&m->arena, name, (size_t)n);
+    p->w = matrix(NULL, dim_size(&m->s, r->rows), dim_size(&m->s, r->cols));
+    p->also = r->also;
+    p->decay = r->decay;
+    p->init = r->init;
+    m->elements += p->w.rows * p->w.cols;
+    return p;
+}
+
+/* Gives a parameter its place in the structures that forward and backward use. */
+static void place_param(nxt_model *m, role r, i64 l, param *p) {
+    layer_params *y = &m->layers[l];
+    param **place[ROLES] = {
+        [EMBED_W] = &m->embed, [HEAD_W] = &m->head,
+        [FINAL_NORM_W] = &m->final_norm.w, [FINAL_NORM_B] = &m->final_norm.b,
+        [NORM1_W] = &y->norm1.w, [NORM1_B] = &y->norm1.b, [NORM2_W] = &y->norm2.w,
+        [NORM2_B] = &y->norm2.b, [QKV_W] = &y->qkv.w, [QKV_B] = &y->qkv.b,
+        [OUT_W] = &y->out.w, [OUT_B] = &y->out.b, [UP_W] = &y->up.w, [UP_B] = &y->up.b,
+        [DOWN_W] = &y->down.w, [DOWN_B] = &y->down.b,
+    };
+    *place[r] = p;
+}
+
+/* The parameter list in the order of the table, layers in place of their rows. */
+static nxt_status list_params(nxt_model *m) {
+    const family *f = m->family;
+    m->params = arena_get(&m->arena, (size_t)(m->s.L * f->row_count) * sizeof *m->params);
+    m->layers = arena_get(&m->arena, (size_t)m->s.L * sizeof *m->layers);
+    m->freq = arena_get(&m->arena, (size_t)(m->s.pairs + 1) * sizeof *m->freq);
+    if (!m->params || !m->layers || !m->freq) return NXT_MEMORY;
+    for (i64 i = 0; i < f->row_count;) {
+        i64 end = i + 1; /* the run of rows that repeats per layer */
+        bool repeats = f->rows[i].role > HEAD_W;
+        while (repeats && end < f->row_count && f->rows[end].role > HEAD_W) end++;
+        for (i64 l = 0; l < (repeats ? m->s.L : 1); l++)
+            for (i64 r = i; r < end; r++)
+                if (row_applies(&m->s, &f->rows[r]))
+                    place_param(m, f->rows[r].role, l, add_param(m, &f->rows[r], l));
+        i = end;
+    }
+    if (m->s.tied) m->head = m->embed;
+    for (i64 i = 0; i < m->s.pairs; i++) /* f32 powers, as Hugging Face computes them */
+        m->freq[i] = 1 / powf(m->s.rope_base, (float)i / (float)m->s.pairs) / m->s.rope_factor;
+    for (i64 i = 0; i < m->param_count; i++)
+        if (!m->params[i].name) return NXT_MEMORY;
+    return NXT_OK;
+}
+
+/* Tensors that belong to no parameter: buffers are known, anything else is reported. */
+static void report_unused(nxt_model *m) {
+    char list[400] = "";
+    i64 unused = 0;
+    for (i64 t = 0; t < m->files.count; t++) {
+        const char *name = m->files.tensors[t].name;
+        bool known = m->s.tied
+                     && (!strcmp(name, "embed_out.weight") || !strcmp(name, "lm_head.weight"));
+        for (i64 i = 0; m->family->ignored[i]; i++)
+            known |= ends_with(name, m->family->ignored[i]);
+        for (i64 i = 0; !known && i < m->param_count; i++)
+            known = !strcmp(name, m->params[i].name)
+                    || (m->params[i].also && !strcmp(name, m->params[i].also));
+        if (known) continue;
+        size_t used = strlen(list);
+        if (unused++ < 4) snprintf(list + used, sizeof list - used, " %s", name);
+    }
+    if (unused)
+        say(m->cx, NXT_LOG_WARNING, "%s: %" PRId64 " tensors are not used:%s%s", m->dir, unused,
+            list, unused > 4 ? " ..." : "");
+}
+
+/* A tensor saved as the transpose of another array (torch keeps strides): the one case
+ * where a frozen weight is copied, in its own type. */
+static nxt_status bind_transposed(nxt_model *m, param *p, const tensor *t) {
+    const i64 rows = p->w.rows, cols = p->w.cols, size = dtype_size((dtype)t->type);
+    u8 *copy = arena_get(&m->arena, (size_t)(rows * cols * size));
+    if (!copy) return NXT_MEMORY;
+    for (i64 r = 0; r < rows; r++)
+        for (i64 c = 0; c < cols; c++)
+            memcpy(copy + (r * cols + c) * size,
+                   t->p + (r * t->stride[0] + c * t->stride[t->rank - 1]) * size, (size_t)size);
+    p->w = p->stored = (mat){copy, (dtype)t->type, rows, cols, cols};
+    return NXT_OK;
+}
+
+/* Points a parameter at its tensor, after checking that it is what the config promises. */
+static nxt_status bind_param(nxt_model *m, param *p) {
+    const tensor *t = weights_find(&m->files, p->name);
+    if (!t && p->also) t = weights_find(&m->files, p->also);
+    const bool vector = p->w.rows == 1;
+    if (!t) return fail(m->cx, NXT_SHAPE, "%s: tensor \"%s\" is missing", m->dir, p->name);
+    if (t->type < 0)
+        return fail(m->cx, NXT_UNSUPPORTED, "%s: tensor \"%s\" has type %s (f32, f16 and bf16 are read)",
+                    t->file, p->name, t->type_name);
+    i64 rows = t->rank == 2 ? t->dim[0] : 1, cols = t->rank ? t->dim[t->rank - 1] : 0;
+    if (t->rank != (vector ? 1 : 2) || rows != p->w.rows || cols != p->w.cols)
+        return fail(m->cx, NXT_SHAPE,
+                    "%s: tensor \"%s\" is %d-dimensional, %" PRId64 " x %" PRId64
+                    "; the config makes it %" PRId64 " x %" PRId64,
+                    t->file, p->name, t->rank, rows, cols, p->w.rows, p->w.cols);
+    const i64 across = cols > 1 ? t->stride[t->rank - 1] : 1;
+    if (across != 1) return bind_transposed(m, p, t);
+    p->stored = (mat){.p = (void *)(uintptr_t)t->p, .type = (dtype)t->type, .rows = rows,
+                      .cols = cols, .stride = vector ? cols : t->stride[0]};
+    p->w = p->stored;
+    return NXT_OK;
+}
+
+/* Vectors are a thousandth of a model: as f32, so that no kernel needs to convert them. */
+static nxt_status load_vectors(nxt_model *m) {
+    i64 n = 0;
+    for (i64 i = 0; i < m->param_count; i++)
+        if (m->params[i].w.rows == 1) n += m->params[i].w.cols;
+    m->vectors = m->cx->ops->alloc(m->cx->device, (size_t)n * sizeof(float));
+    if (!m->vectors) return NXT_MEMORY;
+    float *next = m->vectors, *staging;
+    TRY(mem_get(m->cx, &staging, max64(3 * m->s.C, m->s.F), sizeof *staging));
+    for (i64 i = 0; i < m->param_count; i++) {
+        param *p = &m->params[i];
+        if (p->w.rows != 1) continue;
+        load_floats(staging, p->stored.p, p->stored.type, 0, p->w.cols);
+        m->cx->ops->upload(m->cx->device, next, staging, (size_t)p->w.cols * sizeof(float));
+        p->w = matrix(next, 1, p->w.cols);
+        next += p->w.cols;
+    }
+    mem_drop(m->cx, staging);
+    return NXT_OK;
+}
+
+static nxt_status read_config(nxt_model *m, const char *path) {
+    buffer text = {.cx = m->cx};
+    json *config;
+    nxt_status status = file_read(m->cx, path, CONFIG_BYTES, &text);
+    if (status == NXT_OK) status = json_parse(&m->arena, path, text.p, text.n, &config);
+    buffer_free(&text);
+    TRY(status);
+    m->config = config;
+    TRY(config_shape(m->cx, path, config, &m->family, &m->s));
+    return list_params(m);
+}
+
+void nxt_model_destroy(nxt_model *m) {
+    if (!m) return;
+    nxt_context *cx = m->cx;
+    if (m->vectors) cx->ops->release(cx->device, m->vectors);
+    if (m->masters) cx->ops->release(cx->device, m->masters);
+    if (m->grads) cx->ops->release(cx->device, m->grads);
+    weights_close(&m->files);
+    arena_free(&m->arena);
+    mem_drop(cx, m);
+}
+
+static nxt_status model_read(nxt_model *m, const char *dir) {
+    m->dir = arena_text(&m->arena, dir, strlen(dir));
+    const char *path = path_join(&m->arena, dir, "config.json");
+    if (!m->dir || !path) return NXT_MEMORY;
+    TRY(read_config(m, path));
+    TRY(weights_open(m->cx, dir, &m->files));
+    for (i64 i = 0; i < m->param_count; i++) TRY(bind_param(m, &m->params[i]));
+    m->stored = m->embed->stored.type;
+    report_unused(m);
+    return load_vectors(m);
+}
+
+nxt_status nxt_model_load(nxt_model **out, nxt_context *cx, const char *dir) {
+    nxt_model *m;
+    *out = NULL;
+    TRY(mem_zero(cx, &m, 1, sizeof *m));
+    m->cx = m->arena.cx = m->files.cx = cx;
+    nxt_status status = model_read(m, dir);
+    if (status == NXT_OK) *out = m;
+    else nxt_model_destroy(m);
+    return status;
+}
+
+/* Copies every weight into an f32 master of its own and gives it a gradient: what a
+ * trainer needs. Idempotent. */
+static nxt_status model_make_trainable(nxt_model *m) {
+    const nxt_backend *ops = m->cx->ops;
+    void *d = m->cx->device;
+    enum { PIECE = 1 << 18 };
+    float *staging;
+    if (m->masters) return NXT_OK;
+    m->masters = ops->alloc(d, (size_t)m->elements * sizeof(float));
+    if (m->masters) m->grads = ops->alloc(d, (size_t)m->elements * sizeof(float));
+    if (!m->grads) return NXT_MEMORY;
+    TRY(mem_get(m->cx, &staging, PIECE, sizeof *staging));
+    i64 at = 0;
+    for (i64 i = 0; i < m->param_count; i++) {
+        param *p = &m->params[i];
+        i64 rows_at_once = max64(1, PIECE / p->w.cols), width = min64(p->w.cols, PIECE);
+        for (i64 r = 0; r < p->w.rows; r += rows_at_once)
+            for (i64 c = 0; c < p->w.cols; c += width) {
+                i64 n = rows_at_once > 1 ? min64(rows_at_once, p->w.rows - r) : 1;
+                i64 w = min64(width, p->w.cols - c);
+                for (i64 k = 0; k < n; k++)
+                    load_floats(staging + k * w, p->stored.p, p->stored.type,
+                                (r + k) * p->stored.stride + c, w);
+                ops->upload(d, m->masters + at + r * p->w.cols + c, staging,
+                            (size_t)(n * w) * sizeof(float));
+            }
+        p->w = matrix(m->masters + at, p->w.rows, p->w.cols);
+        p->grad = matrix(m->grads + at, p->w.rows, p->w.cols);
+        at += p->w.rows * p->w.cols;
+    }
+    mem_drop(m->cx, staging);
+    ops->fill(d, matrix(m->grads, 1, m->elements), 0);
+    return NXT_OK;
+}
+
+/* ============================================================================
+ * § 15  The memory of a pass
+ *
+ * Where the gigabytes go. A pass over N rows needs, per layer, what backward will read
+ * again: the normalised inputs, q k v, the attention's output, the feed-forward's input to
+ * the activation. That is 10 C + F floats a row and layer in GPT-NeoX (14 C; the output of
+ * the activation is computed again instead of kept, which saves another F). Without
+ * backward one set serves all layers.
+ *
+ * The plan is the allocation, run dry: plan_pass hands out addresses from a base; called
+ * with base 0 it returns how much would be needed. So what `info` predicts, what the
+ * trainer reserves and what a pass uses are one function and cannot disagree. It is run
+ * again for every micro-batch, on the same base, because N varies.
+ */
+typedef struct layer_acts {
+    mat n1, s1;  /* norm 1 and its statistics (N,C) (N,2) */
+    mat qkv;     /* (N,3C), rotated in place */
+    mat y, lse;  /* attention's output and log-sum-exp (N,C) (N,H) */
+    mat h;       /* the stream after attention (N,C); sequential layers only */
+    mat n2, s2;  /* norm 2 (N,C) (N,2) */
+    mat pre;     /* the activation's input (N,F) */
+    mat out;     /* the stream after the layer (N,C) */
+} layer_acts;
+
+/* One micro-batch, on the host: n rows of several sequences behind each other. */
+typedef struct batch {
+    i64 n;
+    i32 *ids, *pos;
+    i32 *first, *last; /* the key rows that a row sees */
+    i32 *label;        /* what a row shall predict; negative: not trained (NULL: none) */
+    i32 *slot;         /* NULL, or the cache rows that receive the new keys and values */
+} batch;
+
+typedef struct kv_cache {
+    i64 rows;       /* capacity, in tokens, over all sequences */
+    float *k, *v;   /* (L, rows, C) on the device */
+} kv_cache;
+
+typedef struct pass {
+    nxt_model *m;
+    nxt_context *cx;
+    i64 n, trained;      /* rows; rows that have a label */
+    bool keep;           /* for backward */
+    batch in;            /* the batch, in device memory */
+    i32 *rows;           /* (trained) their row numbers, device */
+    i32 *row_label;      /* (trained) device */
+    const kv_cache *cache;
+    mat x0;              /* (N,C) embeddings */
+    layer_acts *layer;   /* (L) */
+    mat f;               /* (N,F) the activation's output */
+    mat xr, sr, nr, dnr; /* (trained,C) last stream, statistics, norm, its gradient */
+    mat logits;          /* (chunk,V): the head never holds more rows than this */
+    float *loss;         /* (trained) */
+    mat dx, dn1, dn2, dy, dqkv, df; /* gradients: one set, used by layer after layer */
+    mat work;            /* (N,H) */
+} pass;
+
+typedef struct bump {
+    char *base;
+    size_t used;
+} bump;
+
+static void *bump_take(bump *b, i64 count, size_t size) {
+    void *p = b->base ? b->base + b->used : NULL;
+    b->used += ((size_t)count * size + 63) & ~(size_t)63;
+    return p;
+}
+
+static mat bump_mat(bump *b, i64 rows, i64 cols) {
+    return matrix(bump_take(b, rows * cols, sizeof(float)), rows, cols);
+}
+
+static i32 *bump_ints(bump *b, i64 n) { return bump_take(b, n, sizeof(i32)); }
+
+/* Rows of the head at a time: the whole batch for a small vocabulary, 64 MB of logits for
+ * a large one (every chunk reads the head's weights and gradient again). */
+static i64 head_chunk(const shape *s, i64 rows) {
+    return max64(16, min64(rows, (64 << 20) / (4 * s->V)));
+}
+
+static void plan_layer(bump *b, const shape *s, i64 N, layer_acts *a) {
+    a->s1 = bump_mat(b, N, 2);
+    a->n1 = bump_mat(b, N, s->C);
+    a->qkv = bump_mat(b, N, 3 * s->C);
+    a->y = bump_mat(b, N, s->C);
+    a->lse = bump_mat(b, N, s->H);
+    a->h = s->parallel ? no_mat() : bump_mat(b, N, s->C);
+    a->s2 = bump_mat(b, N, 2);
+    a->n2 = bump_mat(b, N, s->C);
+    a->pre = bump_mat(b, N, s->F);
+    a->out = bump_mat(b, N, s->C);
+}
+
+/* layer: (L) views to fill, NULL in a dry run. Returns the bytes used. */
+static size_t plan_pass(pass *p, const shape *s, char *base, i64 N, i64 trained, bool keep,
+                        layer_acts *layer) {
+    bump b = {.base = base};
+    layer_acts dry[2];
+    p->n = N, p->trained = trained, p->keep = keep, p->layer = layer;
+    i32 **ints[] = {&p->in.ids, &p->in.pos, &p->in.first, &p->in.last, &p->in.slot, &p->rows,
+                    &p->row_label};
+    for (i64 i = 0; i < COUNT(ints); i++) *ints[i] = bump_ints(&b, N);
+    p->x0 = bump_mat(&b, N, s->C);
+    for (i64 l = 0; l < s->L; l++) {
+        layer_acts *a = layer ? &layer[l] : &dry[l & 1];
+        if (keep || l < 2) plan_layer(&b, s, N, a);
+        else if (layer) *a = layer[l - 2]; /* two sets in turn: a layer reads the last one */
+    }
+    p->f = bump_mat(&b, N, s->F);
+    const i64 chunk = head_chunk(s, trained);
+    p->xr = bump_mat(&b, trained, s->C), p->sr = bump_mat(&b, trained, 2);
+    p->nr = bump_mat(&b, trained, s->C);
+    p->logits = bump_mat(&b, chunk, s->V);
+    p->loss = bump_take(&b, trained, sizeof(float));
+    if (!keep) return b.used;
+    p->dnr = bump_mat(&b, trained, s->C);
+    p->dx = bump_mat(&b, N, s->C), p->dy = bump_mat(&b, N, s->C);
+    p->dn1 = bump_mat(&b, N, s->C), p->dn2 = bump_mat(&b, N, s->C);
+    p->dqkv = bump_mat(&b, N, 3 * s->C), p->df = bump_mat(&b, N, s->F);
+    p->work = bump_mat(&b, N, s->H);
+    return b.used;
+}
+
+/* Memory for passes of up to `rows` rows. */
+typedef struct pass_memory {
+    nxt_model *m;
+    char *base;
+    size_t bytes;
+    layer_acts *layer;
+    i32 *host;           /* (2, rows) the trained rows and their labels, on the way over */
+    float *loss;         /* (rows) host */
+    i64 rows;
+    bool keep;
+} pass_memory;
+
+static void pass_memory_free(pass_memory *pm) {
+    if (!pm->m) return;
+    nxt_context *cx = pm->m->cx;
+    if (pm->base) cx->ops->release(cx->device, pm->base);
+    mem_drop(cx, pm->layer);
+    mem_drop(cx, pm->host);
+    mem_drop(cx, pm->loss);
+    *pm = (pass_memory){0};
+}
+
+static size_t pass_bytes(const shape *s, i64 rows, bool keep) {
+    pass dry;
+    return plan_pass(&dry, s, NULL, rows, rows, keep, NULL);
+}
+
+static nxt_status pass_memory_get(nxt_model *m, i64 rows, bool keep, pass_memory *pm) {
+    nxt_status status = NXT_OK;
+    *pm = (pass_memory){.m = m, .rows = rows, .keep = keep};
+    pm->bytes = pass_bytes(&m->s, rows, keep);
+    TRY_GOTO(failed, mem_get(m->cx, &pm->layer, m->s.L, sizeof *pm->layer));
+    TRY_GOTO(failed, mem_get(m->cx, &pm->host, 2 * rows, sizeof *pm->host));
+    TRY_GOTO(failed, mem_get(m->cx, &pm->loss, rows, sizeof *pm->loss));
+    pm->base = m->cx->ops->alloc(m->cx->device, pm->bytes);
+    if (pm->base) return NXT_OK;
+    status = NXT_MEMORY;
+failed:
+    pass_memory_free(pm);
+    return status;
+}
+
+/* Lays a pass out for one batch and sends the batch's integers to the device. */
+static void pass_begin(pass *p, pass_memory *pm, const batch *b, const kv_cache *cache) {
+    nxt_context *cx = pm->m->cx;
+    i32 *rows = pm->host, *label = pm->host + pm->rows;
+    i64 trained = 0;
+    for (i64 n = 0; b->label && n < b->n; n++)
+        if (b->label[n] >= 0) rows[trained] = (i32)n, label[trained++] = b->label[n];
+    NXT_ASSERT(b->n <= pm->rows);
+    *p = (pass){.m = pm->m, .cx = cx, .cache = cache};
+    plan_pass(p, &pm->m->s, pm->base, b->n, trained, pm->keep, pm->layer);
+    const size_t bytes = (size_t)b->n * sizeof(i32), few = (size_t)trained * sizeof(i32);
+    const struct { i32 *to; const i32 *from; size_t bytes; } sent[] = {
+        {p->in.ids, b->ids, bytes}, {p->in.pos, b->pos, bytes}, {p->in.first, b->first, bytes},
+        {p->in.last, b->last, bytes}, {p->in.slot, b->slot, b->slot ? bytes : 0},
+        {p->rows, rows, few}, {p->row_label, label, few},
+    };
+    for (i64 i = 0; i < COUNT(sent); i++)
+        if (sent[i].bytes) cx->ops->upload(cx->device, sent[i].to, sent[i].from, sent[i].bytes);
+}
+
+/* ============================================================================
+ * § 16  Forward
+ *
+ * The transformer on one page. A stream of N rows, C wide, runs through the layers; each
+ * layer reads it through a norm and adds what attention (rows look at rows) and the
+ * feed-forward network (each row by itself) have to say. Adding is done by the product
+ * that computes the branch (beta 1), so the stream is copied once and never summed apart.
+ */
+typedef struct qkv_views {
+    heads q, k, v;
+} qkv_views;
+
+static qkv_views split_qkv(const shape *s, mat qkv) { /* interleaved per head: §14 */
+    const int H = (int)s->H, D = (int)s->D;
+    return (qkv_views){heads_in(qkv, 0, 3 * D, H, D), heads_in(qkv, D, 3 * D, H, D),
+                       heads_in(qkv, 2 * D, 3 * D, H, D)};
+}
+
+static mat layer_input(const pass *p, i64 l) { return l ? p->layer[l - 1].out : p->x0; }
+
+/* Keys and values are the batch's own rows in training; in a session the new ones are
+ * filed in the cache first and attention reads the cache. */
+static qkv_views keys_in_cache(pass *p, i64 l, qkv_views a) {
+    if (!p->cache) return a;
+    const shape *s = &p->m->s;
+    const i64 at = l * p->cache->rows * s->C;
+    const int H = (int)s->H, D = (int)s->D;
+    heads k = heads_in(matrix(p->cache->k + at, p->cache->rows, s->C), 0, D, H, D);
+    heads v = heads_in(matrix(p->cache->v + at, p->cache->rows, s->C), 0, D, H, D);
+    p->cx->ops->store(p->cx->device, k, a.k, p->in.slot);
+    p->cx->ops->store(p->cx->device, v, a.v, p->in.slot);
+    return (qkv_views){a.q, k, v};
+}
+
+static float attention_scale(const shape *s) { return 1 / sqrtf((float)s->D); }
+
+static void attention(pass *p, i64 l, layer_acts *a) {
+    const shape *s = &p->m->s;
+    const nxt_backend *ops = p->cx->ops;
+    void *d = p->cx->device;
+    qkv_views w = split_qkv(s, a->qkv);
+    ops->rope(d, w.q, p->m->freq, (int)s->pairs, p->in.pos, 1);
+    ops->rope(d, w.k, p->m->freq, (int)s->pairs, p->in.pos, 1);
+    w = keys_in_cache(p, l, w);
+    ops->attention_fwd(d, heads_in(a->y, 0, s->D, (int)s->H, (int)s->D), a->lse, w.q, w.k, w.v,
+                       p->in.first, p->in.last, attention_scale(s));
+}
+
+static void forward_layer(pass *p, i64 l) {
+    const shape *s = &p->m->s;
+    const layer_params *w = &p->m->layers[l];
+    layer_acts *a = &p->layer[l];
+    nxt_context *cx = p->cx;
+    mat x = layer_input(p, l), h = s->parallel ? a->out : a->h;
+
+    norm(cx, a->n1, a->s1, x, w->norm1, s->eps, NXT_LAYER_NORM);
+    linear(cx, a->qkv, a->n1, w->qkv, 0);
+    attention(p, l, a);
+    copy_rows(cx, h, x);
+    linear(cx, h, a->y, w->out, 1);             /* h = x + attention */
+
+    norm(cx, a->n2, a->s2, s->parallel ? x : h, w->norm2, s->eps, NXT_LAYER_NORM);
+    linear(cx, a->pre, a->n2, w->up, 0);
+    cx->ops->act_fwd(cx->device, p->f, a->pre, s->act);
+    if (!s->parallel) copy_rows(cx, a->out, h);
+    linear(cx, a->out, p->f, w->down, 1);       /* out = h + mlp */
+}
+
+static void forward(pass *p) {
+    const nxt_model *m = p->m;
+    p->cx->ops->embed_fwd(p->cx->device, p->x0, weight(m->embed), no_mat(), p->in.ids,
+                          p->in.pos);
+    for (i64 l = 0; l < m->s.L; l++) forward_layer(p, l);
+}
+
+/* The last norm, over the rows that have a label: p->nr. */
+static void head_norm(pass *p) {
+    p->cx->ops->gather(p->cx->device, p->xr, layer_input(p, p->m->s.L), p->rows);
+    norm(p->cx, p->nr, p->sr, p->xr, p->m->final_norm, p->m->s.eps, NXT_LAYER_NORM);
+}
+
+/* Logits and cross-entropy, a chunk of rows at a time. With `train` the chunk's gradient is
+ * used up at once: the loss is a sum, so the gradient of a row's logits needs to know
+ * nothing about the other rows, and neither logits nor their gradient are ever held whole.
+ * Sets p->loss, and p->dnr when training. */
+static void head_loss(pass *p, bool train) {
+    nxt_context *cx = p->cx;
+    const linear_params head = {.w = p->m->head};
+    for (i64 at = 0, n; at < p->trained; at += n) {
+        n = min64(p->logits.rows, p->trained - at);
+        mat z = rows_from(p->logits, 0, n), x = rows_from(p->nr, at, n);
+        linear(cx, z, x, head, 0);
+        cx->ops->xent(cx->device, p->loss + at, z, p->row_label + at, train);
+        if (train) linear_bwd(cx, rows_from(p->dnr, at, n), z, x, head);
+    }
+}
+
+/* The logits themselves, (trained,V), to the host: for generation and inspection. */
+static void head_logits(pass *p, float *out) {
+    nxt_context *cx = p->cx;
+    for (i64 at = 0, n; at < p->trained; at += n) {
+        n = min64(p->logits.rows, p->trained - at);
+        mat z = rows_from(p->logits, 0, n);
+        linear(cx, z, rows_from(p->nr, at, n), (linear_params){.w = p->m->head}, 0);
+        cx->ops->download(cx->device, out + at * z.cols, z.p, (size_t)(n * z.cols) * sizeof(float));
+    }
+}
+
+/* Sum of the losses of a batch, in nats, rows in order. */
+static double batch_loss(pass *p, pass_memory *pm) {
+    double sum = 0;
+    p->cx->ops->download(p->cx->device, pm->loss, p->loss, (size_t)p->trained * sizeof(float));
+    for (i64 i = 0; i < p->trained; i++) sum += pm->loss[i];
+    return sum;
+}
+
+/* ============================================================================
+ * § 17  Backward
+ *
+ * The same page, reversed. dx is the gradient at the stream: it enters at a layer's output
+ * and leaves at its input. Because the stream is a sum, its gradient flows past every
+ * branch unchanged; each branch reads it and adds its share through the norm it started
+ * from. A parallel layer's two branches read the same stream, so both must have read dx
+ * before either adds to it.
+ */
+static void backward_mlp(pass *p, const layer_params *w, layer_acts *a) { /* dx -> dn2 */
+    nxt_context *cx = p->cx;
+    cx->ops->act_fwd(cx->device, p->f, a->pre, p->m->s.act); /* not kept: computed again */
+    linear_bwd(cx, p->df, p->dx, p->f, w->down);
+    cx->ops->act_bwd(cx->device, p->df, p->df, a->pre, p->m->s.act);
+    linear_bwd(cx, p->dn2, p->df, a->n2, w->up);
+}
+
+static void backward_attention(pass *p, const layer_params *w, layer_acts *a) { /* dx -> dn1 */
+    const shape *s = &p->m->s;
+    const nxt_backend *ops = p->cx->ops;
+    void *d = p->cx->device;
+    const int H = (int)s->H, D = (int)s->D;
+    qkv_views v = split_qkv(s, a->qkv), g = split_qkv(s, p->dqkv);
+    linear_bwd(p->cx, p->dy, p->dx, a->y, w->out);
+    ops->attention_bwd(d, g.q, g.k, g.v, heads_in(p->dy, 0, D, H, D), heads_in(a->y, 0, D, H, D),
+                       a->lse, p->work, v.q, v.k, v.v, p->in.first, p->in.last,
+                       attention_scale(s));
+    ops->rope(d, g.q, p->m->freq, (int)s->pairs, p->in.pos, -1);
+    ops->rope(d, g.k, p->m->freq, (int)s->pairs, p->in.pos, -1);
+    linear_bwd(p->cx, p->dn1, p->dqkv, a->n1, w->qkv);
+}
+
+static void backward_layer(pass *p, i64 l) {
+    const layer_params *w = &p->m->layers[l];
+    layer_acts *a = &p->layer[l];
+    const bool parallel = p->m->s.parallel;
+    mat x = layer_input(p, l);
+    backward_mlp(p, w, a);
+    if (!parallel) norm_bwd(p->cx, p->dx, p->dn2, a->h, a->s2, w->norm2, NXT_LAYER_NORM);
+    backward_attention(p, w, a);
+    if (parallel) norm_bwd(p->cx, p->dx, p->dn2, x, a->s2, w->norm2, NXT_LAYER_NORM);
+    norm_bwd(p->cx, p->dx, p->dn1, x, a->s1, w->norm1, NXT_LAYER_NORM);
+}
+
+/* Accumulates every gradient of the summed loss. After forward and head_norm. */
+static void backward(pass *p) {
+    const nxt_model *m = p->m;
+    nxt_context *cx = p->cx;
+    head_loss(p, true);
+    cx->ops->fill(cx->device, p->dx, 0); /* rows without a label start with no gradient */
+    mat dxr = rows_from(p->dn1, 0, p->trained); /* free until the first layer */
+    cx->ops->fill(cx->device, dxr, 0);
+    norm_bwd(cx, dxr, p->dnr, p->xr, p->sr, m->final_norm, NXT_LAYER_NORM);
+    cx->ops->scatter(cx->device, p->dx, dxr, p->rows);
+    for (i64 l = m->s.L; l-- > 0;) backward_layer(p, l);
+    cx->ops->embed_bwd(cx->device, grad(m->embed), no_mat(), p->dx, p->in.ids, p->in.pos);
+}
+
+/* ============================================================================
+ * § 18  Data
+ *
+ * From files to flat rows of tokens. A row of a file becomes one text, with a prompt and a
+ * completion in it; the text is tokenized once, as a whole, and a token is trained if it
+ * overlaps the completion's bytes. Masks that come from positions in the text cannot be
+ * lost at a token boundary, which is where tools that search for a "response key" among
+ * token ids go wrong. Padding does not exist; the end of an example is an eos token that
+ * is trained like any other, which is how a model learns to stop.
+ *
+ * An example's place in its file is kept, so that held-out rows can be written out as read.
+ */
+typedef struct source_row { /* where an example came from */
+    i64 file, at, bytes;
+} source_row;
+
+struct nxt_dataset {
+    nxt_context *cx;
+    arena arena;
+    i32 *ids;
+    u8 *trained;
+    i64 *offset;          /* (examples + 1) */
+    source_row *source;   /* (examples); NULL for blocks and tokens */
+    i64 ids_capacity, trained_capacity, offset_capacity, source_capacity;
+    char **paths;
+    i64 path_count;
+    char *columns;        /* how rows became text */
+    nxt_dataset_info info;
+};
+
+nxt_data_config nxt_data_config_default(void) {
+    return (nxt_data_config){.max_length = 2048, .append_eos = -1, .eos = -1};
+}
+
+void nxt_dataset_destroy(nxt_dataset *d) {
+    if (!d) return;
+    nxt_context *cx = d->cx;
+    mem_drop(cx, d->ids);
+    mem_drop(cx, d->trained);
+    mem_drop(cx, d->offset);
+    mem_drop(cx, d->source);
+    arena_free(&d->arena);
+    mem_drop(cx, d);
+}
+
+static nxt_status dataset_create(nxt_dataset **out, nxt_context *cx) {
+    nxt_dataset *d;
+    *out = NULL;
+    TRY(mem_zero(cx, &d, 1, sizeof *d));
+    d->cx = d->arena.cx = cx;
+    nxt_status status = mem_grow(cx, &d->offset, 0, 1, &d->offset_capacity, sizeof *d->offset);
+    if (status != NXT_OK) {
+        nxt_dataset_destroy(d);
+        return status;
+    }
+    d->offset[0] = 0;
+    *out = d;
+    return NXT_OK;
+}
+
+/* Appends one example and counts it. trained NULL: every token. */
+static nxt_status dataset_add(nxt_dataset *d, const i32 *ids, const u8 *trained, i64 n,
+                              const source_row *from) {
+    nxt_dataset_info *f = &d->info;
+    const i64 e = f->examples, at = d->offset[e];
+    i64 labels = 0;
+    TRY(mem_grow(d->cx, &d->ids, at, at + n, &d->ids_capacity, sizeof *d->ids));
+    TRY(mem_grow(d->cx, &d->trained, at, at + n, &d->trained_capacity, 1));
+    TRY(mem_grow(d->cx, &d->offset, e + 1, e + 2, &d->offset_capacity, sizeof *d->offset));
+    if (from) {
+        TRY(mem_grow(d->cx, &d->source, e, e + 1, &d->source_capacity, sizeof *d->source));
+        d->source[e] = *from;
+    }
+    if (n) memcpy(d->ids + at, ids, (size_t)n * sizeof *ids);
+    for (i64 i = 0; i < n; i++) d->trained[at + i] = trained ? trained[i] : 1;
+    for (i64 i = 1; i < n; i++) labels += d->trained[at + i]; /* nothing predicts the first */
+    d->offset[e + 1] = at + n;
+    f->examples++;
+    f->tokens += n;
+    f->trained_tokens += labels;
+    f->untrained += labels == 0;
+    f->longest = max64(f->longest, n);
+    return NXT_OK;
+}
+
+/* -- Rows to text ------------------------------------------------------------------------- */
+
+/* What is to be found in a row: text = prompt + completion + rest. */
+typedef struct row_text {
+    buffer text;
+    i64 prompt_bytes, completion_bytes;
+} row_text;
+
+typedef struct reader {
+    nxt_dataset *d;
+    nxt_tokenizer *tok;
+    const nxt_data_config *config;
+    const char *path;
+    source_row from;
+    i64 line;
+    const char *prompt, *input, *completion; /* columns, once chosen; text: completion */
+    bool chosen, completions;
+    i32 eos;
+    arena arena;         /* the row's tree, emptied for every row */
+    row_text row;
+    token_list tokens;
+    u8 *mask;
+    i64 mask_capacity;
+} reader;
+
+static nxt_status bad_row(const reader *r, const char *what, const char *column,
+                          const json *row) {
+    char names[512] = "";
+    for (const json *m = row && row->kind == JSON_OBJECT ? row->first : NULL; m; m = m->next) {
+        size_t n = strlen(names);
+        snprintf(names + n, sizeof names - n, "%s%.60s", n ? ", " : "", m->key);
+    }
+    return fail(r->d->cx, NXT_FORMAT, "%s:%" PRId64 ": %s \"%s\"; the columns are: %s", r->path,
+                r->line, what, column, names[0] ? names : "(none)");
+}
+
+/* A column's value as text: strings as they are, numbers and literals as written. */
+static nxt_status add_column(reader *r, const json *row, const char *column, i64 name_bytes) {
+    char name[128];
+    snprintf(name, sizeof name, "%.*s", (int)min64(name_bytes, 127), column);
+    const json *v = json_get(row, name);
+    if (!v) return bad_row(r, "no column", name, row);
+    if (v->kind == JSON_STRING || v->kind == JSON_NUMBER)
+        buffer_add(&r->row.text, v->text, v->length);
+    else if (v->kind == JSON_TRUE || v->kind == JSON_FALSE)
+        buffer_text(&r->row.text, v->kind == JSON_TRUE ? "true" : "false");
+    else if (v->kind != JSON_NULL)
+        return bad_row(r, "not a text or a number: column", name, row);
+    return r->row.text.status;
+}
+
+/* The pairs of columns that data sets use, in the order they are looked for. */
+static const struct { const char *prompt, *input, *completion; } known_columns[] = {
+    {"question", NULL, "answer"},     {"instruction", "input", "output"},
+    {"instruction", NULL, "output"},  {"instruction", NULL, "response"},
+    {"input", NULL, "output"},        {"prompt", NULL, "completion"},
+    {"text", NULL, "target"},         {NULL, NULL, "text"},
+};
+
+static nxt_status choose_columns(reader *r, const json *row) {
+    const nxt_data_config *c = r->config;
+    char label[400];
+    r->chosen = true;
+    if (c->text_column) r->completion = c->text_column;
+    else if (c->completion_column) r->prompt = c->prompt_column, r->completion = c->completion_column;
+    for (i64 i = 0; !r->completion && !c->template_text && i < COUNT(known_columns); i++) {
+        const char *p = known_columns[i].prompt, *in = known_columns[i].input;
+        if ((p && !json_get(row, p)) || (in && !json_get(row, in))
+            || !json_get(row, known_columns[i].completion))
+            continue;
+        r->prompt = p, r->input = in, r->completion = known_columns[i].completion;
+    }
+    if (!r->completion && !c->template_text)
+        return bad_row(r, "no column that is known, such as", "text", row);
+    r->completions = r->prompt || c->template_text;
+    if (c->template_text) snprintf(label, sizeof label, "template");
+    else snprintf(label, sizeof label, "%s%s%s%s%s", r->prompt ? r->prompt : "",
+                  r->input ? " + " : "", r->input ? r->input : "", r->prompt ? " + " : "",
+                  r->completion);
+    r->d->columns = arena_text(&r->d->arena, label, strlen(label));
+    return r->d->columns ? NXT_OK : NXT_MEMORY;
+}
+
+static bool text_is(const char *text, i64 n, const char *other) {
+    return other && strlen(other) == (size_t)n && !memcmp(text, other, (size_t)n);
+}
+
+/* Fills a template. The completion is the placeholder that --completion-column names, else
+ * the last one; what stands before it is the prompt. */
+static nxt_status render_template(reader *r, const json *row) {
+    const char *t = r->config->template_text;
+    buffer *out = &r->row.text;
+    bool found = false;
+    for (; *t; t++) {
+        if (*t != '{' || t[1] == '{') {
+            buffer_add(out, t, 1);
+            t += *t == '{';
+            continue;
+        }
+        const char *close = strchr(t, '}');
+        if (!close)
+            return fail(r->d->cx, NXT_ARGUMENT, "template: '{' without '}' at \"%.40s\"", t);
+        const i64 n = close - t - 1;
+        const bool named = text_is(t + 1, n, r->config->completion_column);
+        const i64 before = out->n;
+        TRY(add_column(r, row, t + 1, n));
+        if (named || !r->config->completion_column) {
+            r->row.prompt_bytes = before, r->row.completion_bytes = out->n - before;
+            found = true;
+        }
+        t = close;
+    }
+    if (!found)
+        return fail(r->d->cx, NXT_ARGUMENT, "template: no placeholder for the completion%s%s",
+                    r->config->completion_column ? ": " : "",
+                    r->config->completion_column ? r->config->completion_column : "");
+    return out->status;
+}
+
+static nxt_status render_row(reader *r, const json *row) {
+    buffer *out = &r->row.text;
+    if (row->kind != JSON_OBJECT)
+        return fail(r->d->cx, NXT_FORMAT, "%s:%" PRId64 ": the row is not an object", r->path,
+                    r->line);
+    if (!r->chosen) TRY(choose_columns(r, row));
+    out->n = 0;
+    if (r->config->template_text) return render_template(r, row);
+    if (r->prompt) TRY(add_column(r, row, r->prompt, (i64)strlen(r->prompt)));
+    if (r->input && json_text(row, r->input, "")[0]) {
+        buffer_text(out, "\n");
+        TRY(add_column(r, row, r->input, (i64)strlen(r->input)));
+    }
+    r->row.prompt_bytes = out->n;
+    TRY(add_column(r, row, r->completion, (i64)strlen(r->completion)));
+    r->row.completion_bytes = out->n - r->row.prompt_bytes;
+    return out->status;
+}
+
+/* -- Text to tokens ------------------------------------------------------------------------ */
+static nxt_status add_row_token(reader *r, i32 id, bool trained) {
+    token_list *t = &r->tokens;
+    TRY(mem_grow(r->d->cx, &t->id, t->n, t->n + 1, &t->capacity, sizeof *t->id));
+    TRY(mem_grow(r->d->cx, &r->mask, t->n, t->n + 1, &r->mask_capacity, 1));
+    t->id[t->n] = id;
+    r->mask[t->n++] = trained;
+    return NXT_OK;
+}
+
+/* Tokens of r->row appended to r->tokens, and which of them are trained to r->mask. */
+static nxt_status tokenize_row(reader *r, bool eos) {
+    token_list *t = &r->tokens;
+    const i64 from = t->n, begin = r->row.prompt_bytes, end = begin + r->row.completion_bytes;
+    const bool all = r->config->train_on_all || !r->completions;
+    TRY(encode(r->tok, r->row.text.p ? r->row.text.p : "", r->row.text.n, !all, t));
+    TRY(mem_grow(r->d->cx, &r->mask, from, t->n, &r->mask_capacity, 1));
+    for (i64 i = from, at = 0; i < t->n; i++) {
+        r->mask[i] = all || (t->end[i] > begin && at < end);
+        if (!all) at = t->end[i];
+    }
+    return eos && r->eos >= 0 ? add_row_token(r, r->eos, true) : NXT_OK;
+}
+
+/* Which tokens of an example of n stay within the limit: [*at, *at + *cut) are removed. */
+static nxt_status cut_to_length(reader *r, i64 n, i64 *at, i64 *cut) {
+    nxt_truncation how = r->config->truncation;
+    const i64 limit = r->config->max_length, over = n - limit;
+    i64 prompt = 0;
+    *at = *cut = 0;
+    if (over <= 0) return NXT_OK;
+    if (how == NXT_TRUNCATE_AUTO)
+        how = r->completions && !r->config->train_on_all ? NXT_TRUNCATE_PROMPT : NXT_TRUNCATE_RIGHT;
+    if (how == NXT_TRUNCATE_ERROR)
+        return fail(r->d->cx, NXT_FORMAT, "%s:%" PRId64 ": %" PRId64 " tokens, the limit is %" PRId64,
+                    r->path, r->line, n, limit);
+    while (prompt < n && !r->mask[prompt]) prompt++;
+    r->d->info.truncated++;
+    *cut = over;
+    if (how == NXT_TRUNCATE_RIGHT) *at = limit;
+    if (how != NXT_TRUNCATE_PROMPT || over < prompt) return NXT_OK;
+    r->d->info.completions_cut++; /* one prompt token stays, to predict from; then its end */
+    *cut = max64(0, prompt - 1);
+    return NXT_OK;
+}
+
+static nxt_status finish_example(reader *r) {
+    token_list *t = &r->tokens;
+    i64 at, cut, n = t->n;
+    TRY(cut_to_length(r, n, &at, &cut));
+    n -= cut;
+    memmove(t->id + at, t->id + at + cut, (size_t)(n - at) * sizeof *t->id);
+    memmove(r->mask + at, r->mask + at + cut, (size_t)(n - at));
+    n = min64(n, r->config->max_length);
+    t->n = 0;
+    r->d->info.ends_in_eos += n > 0 && t->id[n - 1] == r->eos;
+    return dataset_add(r->d, t->id, r->mask, n, &r->from);
+}
+
+/* Takes the row in r->row: an example, or more tokens for blocks. */
+static nxt_status take_row(reader *r) {
+    const int eos = r->config->append_eos;
+    r->d->info.rows++;
+    r->d->info.text_bytes += r->row.text.n;
+    if (r->config->block_size > 0) return tokenize_row(r, eos > 0);
+    TRY(tokenize_row(r, eos != 0));
+    return finish_example(r);
+}
+
+static bool want_more(const reader *r) {
+    return !r->config->max_samples || r->d->info.rows < r->config->max_samples;
+}
+
+/* -- Files --------------------------------------------------------------------------------- */
+static nxt_status read_text_file(reader *r, const char *p, i64 n) {
+    const bool whole = r->config->block_size > 0;
+    const char *end = p + n;
+    r->completions = false;
+    if (!r->d->columns) r->d->columns = arena_text(&r->d->arena, "plain text", 10);
+    if (!r->d->columns) return NXT_MEMORY;
+    for (const char *line = p; line < end && want_more(r);) {
+        const char *stop = whole ? end : memchr(line, '\n', (size_t)(end - line));
+        const char *next = stop ? stop + 1 : end;
+        if (!stop) stop = end;
+        if (!whole && stop > line && stop[-1] == '\r') stop--;
+        r->from.at = line - p, r->from.bytes = stop - line;
+        r->line++;
+        r->row.text.n = 0;
+        buffer_add(&r->row.text, line, stop - line);
+        TRY(r->row.text.status);
+        r->row.prompt_bytes = 0, r->row.completion_bytes = r->row.text.n;
+        if (r->row.text.n) TRY(take_row(r));
+        TRY(check_cancel(r->d->cx));
+        line = next;
+    }
+    return NXT_OK;
+}
+
+static nxt_status read_jsonl_line(reader *r, const char *line, i64 n) {
+    json *row;
+    TRY(json_parse_at(&r->arena, r->path, r->line, line, n, &row));
+    TRY(render_row(r, row));
+    return take_row(r);
+}
+
+static nxt_status read_jsonl_file(reader *r, const char *p, i64 n) {
+    const char *end = p + n;
+    for (const char *line = p; line < end && want_more(r);) {
+        const char *stop = memchr(line, '\n', (size_t)(end - line));
+        const char *next = stop ? stop + 1 : end;
+        if (!stop) stop = end;
+        r->line++;
+        r->from.at = line - p, r->from.bytes = stop - line;
+        const char *first = line;
+        while (first < stop && strchr(" \t\r", *first)) first++;
+        nxt_status status = first < stop ? read_jsonl_line(r, line, stop - line) : NXT_OK;
+        arena_clear(&r->arena);
+        if (status == NXT_FORMAT && r->config->skip_bad_lines) r->d->info.bad_lines++;
+        else TRY(status);
+        TRY(check_cancel(r->d->cx));
+        line = next;
+    }
+    return NXT_OK;
+}
+
+/* One array of objects, or the hub's dataset server's {"rows": [{"row": {..}}, ..]}. */
+static nxt_status read_json_file(reader *r, const char *p, i64 n) {
+    json *top;
+    TRY(json_parse(&r->arena, r->path, p, n, &top));
+    const json *rows = top->kind == JSON_OBJECT ? json_get(top, "rows") : top;
+    if (!rows || rows->kind != JSON_ARRAY)
+        return fail(r->d->cx, NXT_FORMAT, "%s: neither an array of rows nor {\"rows\": [..]}",
+                    r->path);
+    for (const json *row = rows->first; row && want_more(r); row = row->next) {
+        const json *inner = json_get(row, "row");
+        r->line++; /* here the number of the row */
+        r->from.at = -1, r->from.bytes = r->line - 1;
+        TRY(render_row(r, inner ? inner : row));
+        TRY(take_row(r));
+    }
+    return NXT_OK;
+}
+
+static nxt_status read_data_file(reader *r, const char *path) {
+    file_map map;
+    nxt_status status;
+    r->path = path;
+    r->line = 0;
+    TRY(file_map_open(r->d->cx, path, &map));
+    const char *p = (const char *)map.p;
+    const i64 bom = map.n >= 3 && !memcmp(p, "\xef\xbb\xbf", 3) ? 3 : 0;
+    if (ends_with(path, ".jsonl")) status = read_jsonl_file(r, p + bom, map.n - bom);
+    else if (ends_with(path, ".json")) status = read_json_file(r, p + bom, map.n - bom);
+    else if (ends_with(path, ".txt")) status = read_text_file(r, p + bom, map.n - bom);
+    else status = fail(r->d->cx, NXT_UNSUPPORTED,
+                       "%s: data files end in .txt, .jsonl or .json", path);
+    file_map_close(&map);
+    arena_clear(&r->arena);
+    return status;
+}
+
+/* Cuts the joined tokens into blocks (run_clm's group_texts: the remainder is dropped). */
+static nxt_status cut_blocks(reader *r) {
+    const i64 size = r->config->block_size, n = r->tokens.n;
+    for (i64 at = 0; at + size <= n; at += size)
+        TRY(dataset_add(r->d, r->tokens.id + at, r->mask + at, size, NULL));
+    r->d->info.dropped_tokens = n % size;
+    if (n < size)
+        return fail(r->d->cx, NXT_ARGUMENT,
+                    "%s: %" PRId64 " tokens do not fill one block of %" PRId64, r->path, n, size);
+    return NXT_OK;
+}
+
+static nxt_status read_files(reader *r, const char *const *paths, int count) {
+    nxt_dataset *d = r->d;
+    d->paths = arena_get(&d->arena, (size_t)(count + 1) * sizeof *d->paths);
+    if (!d->paths) return NXT_MEMORY;
+    for (int i = 0; i < count; i++) {
+        d->paths[i] = arena_text(&d->arena, paths[i], strlen(paths[i]));
+        if (!d->paths[i]) return NXT_MEMORY;
+        d->path_count++;
+        r->from.file = i;
+        TRY(read_data_file(r, paths[i]));
+    }
+    if (r->config->block_size > 0) TRY(cut_blocks(r));
+    if (!d->info.examples)
+        return fail(d->cx, NXT_ARGUMENT, "%s: no data: there is no non-empty row in it", paths[0]);
+    d->info.has_completions = r->completions;
+    return NXT_OK;
+}
+
+nxt_status nxt_dataset_from_files(nxt_dataset **out, nxt_tokenizer *tok,
+                                  const char *const *paths, int count,
+                                  const nxt_data_config *config) {
+    nxt_context *cx = tok->cx;
+    *out = NULL;
+    if (count < 1) return fail(cx, NXT_ARGUMENT, "no data files");
+    if (config->block_size < 0 || config->block_size == 1 || config->max_length < 2)
+        return fail(cx, NXT_ARGUMENT, "block size and max length must be at least 2");
+    reader r = {.tok = tok, .config = config, .arena.cx = cx, .row.text.cx = cx,
+                .tokens.cx = cx, .eos = config->eos >= 0 ? config->eos : nxt_tokenizer_eos(tok)};
+    TRY(dataset_create(&r.d, cx));
+    nxt_status status = read_files(&r, paths, count);
+    arena_free(&r.arena);
+    buffer_free(&r.row.text);
+    mem_drop(cx, r.tokens.id);
+    mem_drop(cx, r.tokens.end);
+    mem_drop(cx, r.mask);
+    if (status == NXT_OK) *out = r.d;
+    else nxt_dataset_destroy(r.d);
+    return status;
+}
+
+nxt_status nxt_dataset_from_tokens(nxt_dataset **out, nxt_context *cx, const i32 *ids,
+                                   const u8 *trained, const i64 *offsets, i64 count) {
+    nxt_dataset *d;
+    TRY(dataset_create(&d, cx));
+    nxt_status status = NXT_OK;
+    for (i64 i = 0; i < count && status == NXT_OK; i++) {
+        const i64 at = offsets[i], n = offsets[i + 1] - at;
+        status = n < 0 ? fail(cx, NXT_ARGUMENT, "offsets fall at example %" PRId64, i)
+                       : dataset_add(d, ids + at, trained ? trained + at : NULL, n, NULL);
+    }
+    if (status != NXT_OK) nxt_dataset_destroy(d), d = NULL;
+    *out = d;
+    return status;
+}
+
+/* -- Splits, views, reports ------------------------------------------------------------------ */
+static nxt_status add_from(nxt_dataset *to, const nxt_dataset *d, i64 i) {
+    const i64 at = d->offset[i];
+    return dataset_add(to, d->ids + at, d->trained + at, d->offset[i + 1] - at,
+                       d->source ? &d->source[i] : NULL);
+}
+
+/* Divides d between two new datasets, then lets d take the contents of the first. */
+static nxt_status split_into(nxt_dataset *d, i64 held, u64 seed, nxt_dataset *rest,
+                             nxt_dataset *out) {
+    const i64 n = d->info.examples;
+    for (i64 i = 0; i < n; i++) {
+        bool goes = (i64)permute((u64)i, (u64)n, draw(seed, FOR_SPLIT, 0, 0)) < held;
+        TRY(add_from(goes ? out : rest, d, i));
+    }
+    nxt_dataset *parts[] = {rest, out};
+    for (int k = 0; k < 2; k++) {
+        nxt_dataset *p = parts[k];
+        p->info.rows = p->info.examples, p->info.has_completions = d->info.has_completions;
+        p->columns = arena_text(&p->arena, d->columns ? d->columns : "", 
+                                d->columns ? strlen(d->columns) : 0);
+        p->paths = arena_get(&p->arena, (size_t)(d->path_count + 1) * sizeof *p->paths);
+        if (!p->columns || !p->paths) return NXT_MEMORY;
+        for (i64 i = 0; i < d->path_count; i++, p->path_count++) {
+            p->paths[i] = arena_text(&p->arena, d->paths[i], strlen(d->paths[i]));
+            if (!p->paths[i]) return NXT_MEMORY;
+        }
+    }
+    nxt_dataset old = *d;
+    *d = *rest;
+    *rest = old; /* destroyed by the caller */
+    return NXT_OK;
+}
+
+nxt_status nxt_dataset_split(nxt_dataset *d, double share, u64 seed, nxt_dataset **held_out) {
+    const i64 n = d->info.examples, held = max64(1, (i64)floor((double)n * share));
+    nxt_dataset *rest = NULL, *out = NULL;
+    *held_out = NULL;
+    if (!(share > 0 && share < 1) || held >= n)
+        return fail(d->cx, NXT_ARGUMENT, "a share of %g of %" PRId64 " examples leaves nothing",
+                    share, n);
+    nxt_status status = dataset_create(&rest, d->cx);
+    if (status == NXT_OK) status = dataset_create(&out, d->cx);
+    if (status == NXT_OK) status = split_into(d, held, seed, rest, out);
+    nxt_dataset_destroy(rest);
+    if (status == NXT_OK) *held_out = out;
+    else nxt_dataset_destroy(out);
+    return status;
+}
+
+void nxt_dataset_describe(const nxt_dataset *d, nxt_dataset_info *info) {
+    *info = d->info;
+    info->columns = d->columns ? d->columns : "tokens";
+}
+
+void nxt_dataset_example(const nxt_dataset *d, i64 i, const i32 **ids, const u8 **trained,
+                         i64 *n) {
+    const i64 at = d->offset[i];
+    *ids = d->ids + at;
+    *trained = d->trained + at;
+    *n = d->offset[i + 1] - at;
+}
+
+/* A row of the files as one line of JSON. */
+static nxt_status write_row(const nxt_dataset *d, const source_row *s, const file_map *map,
+                            const json *rows, buffer *out) {
+    const char *p = (const char *)map->p + s->at;
+    if (s->at < 0) { /* the bytes-th row of a .json file */
+        const json *row = rows;
+        for (i64 i = 0; row && i < s->bytes; i++) row = row->next;
+        const json *inner = json_get(row, "row");
+        if (row) json_write(out, inner ? inner : row, -1);
+    } else if (s->at + s->bytes > map->n) {
+        return fail(d->cx, NXT_IO, "%s: the file has shrunk since it was read",
+                    d->paths[s->file]);
+    } else if (ends_with(d->paths[s->file], ".jsonl")) {
+        buffer_add(out, p, s->bytes - (s->bytes && p[s->bytes - 1] == '\r'));
+    } else {
+        buffer_text(out, "{\"text\": ");
+        json_write_text(out, p, s->bytes);
+        buffer_text(out, "}");
+    }
+    buffer_text(out, "\n");
+    return out->status;
+}
+
+static nxt_status write_rows_of(const nxt_dataset *d, i64 file, buffer *out) {
+    file_map map;
+    arena a = {.cx = d->cx};
+    json *top = NULL;
+    const json *rows = NULL;
+    TRY(file_map_open(d->cx, d->paths[file], &map));
+    nxt_status status = NXT_OK;
+    const char *p = (const char *)map.p;
+    if (ends_with(d->paths[file], ".json"))
+        status = json_parse(&a, d->paths[file], p, map.n, &top);
+    if (top) rows = top->kind == JSON_OBJECT ? json_get(top, "rows") : top;
+    const i64 bom = map.n >= 3 && !memcmp(p, "\xef\xbb\xbf", 3) ? 3 : 0;
+    file_map text = {.p = map.p + bom, .n = map.n - bom};
+    for (i64 i = 0; i < d->info.examples && status == NXT_OK; i++)
+        if (d->source[i].file == file)
+            status = write_row(d, &d->source[i], &text, rows ? rows->first : NULL, out);
+    arena_free(&a);
+    file_map_close(&map);
+    return status;
+}
+
+nxt_status nxt_dataset_write_rows(const nxt_dataset *d, const char *path) {
+    buffer out = {.cx = d->cx};
+    if (!d->source)
+        return fail(d->cx, NXT_ARGUMENT, "blocks and tokens have no rows to write");
+    nxt_status status = NXT_OK;
+    for (i64 f = 0; f < d->path_count && status == NXT_OK; f++)
+        status = write_rows_of(d, f, &out);
+    if (status == NXT_OK) status = file_replace(d->cx, path, out.p, out.n);
+    buffer_free(&out);
+    return status;
+}
+
+/* -- Batches --------------------------------------------------------------------------------- */
+
+/* Room for batches of up to `rows` rows, on the host. */
+static nxt_status batch_get(nxt_context *cx, batch *b, i64 rows) {
+    i32 *p;
+    TRY(mem_get(cx, &p, 6 * rows, sizeof *p));
+    *b = (batch){.ids = p, .pos = p + rows, .first = p + 2 * rows, .last = p + 3 * rows,
+                 .label = p + 4 * rows};
+    return NXT_OK;
+}
+
+static void batch_free(nxt_context *cx, batch *b) { mem_drop(cx, b->ids); }
+
+/* Appends a sequence behind what is there. Row n predicts the token after it, when that
+ * token is trained; it sees the rows from its sequence's start up to itself. */
+static void batch_add(batch *b, const i32 *ids, const u8 *trained, i64 n) {
+    const i64 start = b->n;
+    for (i64 i = 0; i < n; i++) {
+        const i64 row = b->n++;
+        b->ids[row] = ids[i];
+        b->pos[row] = (i32)i;
+        b->first[row] = (i32)start;
+        b->last[row] = (i32)row;
+        b->label[row] = i + 1 < n && (!trained || trained[i + 1]) ? ids[i + 1] : -100;
+    }
+}
+
+static void batch_add_example(batch *b, const nxt_dataset *d, i64 i) {
+    const i64 at = d->offset[i];
+    batch_add(b, d->ids + at, d->trained + at, d->offset[i + 1] - at);
+}
+
+/* Ids and lengths that the model cannot take are refused before training starts. */
+static nxt_status check_dataset(const nxt_model *m, const nxt_dataset *d) {
+    const shape *s = &m->s;
+    if (d->info.longest > s->T)
+        return fail(d->cx, NXT_ARGUMENT,
+                    "an example of %" PRId64 " tokens is longer than the model's %" PRId64
+                    " positions", d->info.longest, s->T);
+    for (i64 i = 0; i < d->offset[d->info.examples]; i++)
+        if (d->ids[i] < 0 || d->ids[i] >= s->V)
+            return fail(d->cx, NXT_ARGUMENT,
+                        "token %d at position %" PRId64 " of the data is beyond the model's "
+                        "vocabulary of %" PRId64 ": is this the model's tokenizer?",
+                        d->ids[i], i, s->V);
+    return NXT_OK;
+}
+
+/* ============================================================================
+ * § 19  Saving models
+ *
+ * The directory that Hugging Face loads: config.json as it came, with the type that was
+ * written; model.safetensors; and the tokenizer's files, byte for byte. One tensor is in
+ * memory at a time. What is saved is complete or absent (I10, §11).
+ */
+static const char *const torch_names[] = {[F32] = "float32", [F16] = "float16",
+                                          [BF16] = "bfloat16"};
+
+/* "f16", "fp16" or "float16"; NULL leaves what *type holds. */
+static nxt_status parse_dtype(nxt_context *cx, const char *name, dtype *type) {
+    static const struct { const char *name; dtype type; } known[] = {
+        {"f32", F32}, {"fp32", F32}, {"float32", F32}, {"f16", F16}, {"fp16", F16},
+        {"float16", F16}, {"half", F16}, {"bf16", BF16}, {"bfloat16", BF16},
+    };
+    if (!name) return NXT_OK;
+    for (i64 i = 0; i < COUNT(known); i++)
+        if (!strcmp(known[i].name, name)) return *type = known[i].type, NXT_OK;
+    return fail(cx, NXT_ARGUMENT, "type \"%s\": f32, f16 and bf16 are known", name);
+}
+
+/* Rotary settings under both of their names (§14), so that readers old and new agree. */
+static void write_rope(buffer *b, const shape *s, const json *config) {
+    const json *v5 = json_get(config, "rope_parameters"), *v4 = json_get(config, "rope_scaling");
+    const json *scaling = v5 && v5->kind == JSON_OBJECT ? v5 : v4;
+    const char *type = json_text(scaling, "rope_type", json_text(scaling, "type", "default"));
+    double share = json_number(v5, "partial_rotary_factor",
+                               json_number(config, "rotary_pct", 0.25));
+    buffer_print(b, ",\n  \"rotary_pct\": %.9g,\n  \"rotary_emb_base\": %.9g", share,
+                 (double)s->rope_base);
+    buffer_print(b, ",\n  \"rope_parameters\": {\"partial_rotary_factor\": %.9g, "
+                 "\"rope_theta\": %.9g, \"rope_type\": ", share, (double)s->rope_base);
+    json_write_text(b, type, (i64)strlen(type));
+    if (strcmp(type, "default"))
+        buffer_print(b, ", \"factor\": %.9g", json_number(scaling, "factor", 1));
+    buffer_text(b, "}");
+}
+
+/* The config as it was read, but for the members that saving decides. */
+static void write_config(buffer *b, const nxt_model *m, dtype type) {
+    static const char *const ours[] = {"torch_dtype", "dtype", "rotary_pct", "rotary_emb_base",
+                                       "rope_parameters", "architectures"};
+    buffer_print(b, "{\n  \"architectures\": [\"%s\"]", m->family->architecture);
+    for (const json *v = m->config->first; v; v = v->next) {
+        bool skip = false;
+        for (i64 i = 0; i < COUNT(ours); i++) skip |= !strcmp(v->key, ours[i]);
+        if (skip) continue;
+        buffer_text(b, ",\n  ");
+        json_write_text(b, v->key, v->key_length);
+        buffer_text(b, ": ");
+        json_write(b, v, -1);
+    }
+    write_rope(b, &m->s, m->config);
+    buffer_print(b, ",\n  \"torch_dtype\": \"%s\"\n}\n", torch_names[type]);
+}
+
+static nxt_status save_config(save *s, const nxt_model *m, dtype type) {
+    buffer b = {.cx = m->cx};
+    write_config(&b, m, type);
+    nxt_status status = b.status;
+    if (status == NXT_OK) status = save_text(s, "config.json", b.p, b.n);
+    buffer_free(&b);
+    return status;
+}
+
+/* The files beside the weights, from a directory that may lack any of them. */
+static nxt_status save_companions(save *s, const char *dir) {
+    static const char *const names[] = {
+        "tokenizer.json", "tokenizer_config.json", "special_tokens_map.json", "vocab.json",
+        "merges.txt", "added_tokens.json", "tokenizer.model", "chat_template.jinja",
+        "generation_config.json"};
+    arena a = {.cx = s->cx};
+    nxt_status status = NXT_OK;
+    for (i64 i = 0; i < COUNT(names) && status == NXT_OK; i++) {
+        const char *path = path_join(&a, dir, names[i]);
+        if (!path) status = NXT_MEMORY;
+        else if (path_exists(path)) status = save_copy(s, names[i], path);
+    }
+    arena_free(&a);
+    return status;
+}
+
+static nxt_status save_generation_config(save *s, const nxt_model *m) {
+    char text[160];
+    int n = snprintf(text, sizeof text,
+                     "{\n  \"bos_token_id\": %" PRId64 ",\n  \"eos_token_id\": %" PRId64 "\n}\n",
+                     m->s.bos, m->s.eos);
+    if (m->s.bos < 0 || m->s.eos < 0 || save_holds(s, "generation_config.json")) return NXT_OK;
+    return save_text(s, "generation_config.json", text, n);
+}
+
+/* Elements of a parameter, wherever it is: in its file, or a master on the device. */
+static void read_param(const nxt_model *m, const param *p, i64 at, i64 n, float *out) {
+    if (p->w.p != p->stored.p) { /* f32 and contiguous: ours */
+        m->cx->ops->download(m->cx->device, out, (float *)p->w.p + at, (size_t)n * sizeof *out);
+        return;
+    }
+    for (i64 i = 0, take; i < n; i += take) { /* a row at a time: rows may be apart */
+        i64 r = (at + i) / p->w.cols, c = (at + i) % p->w.cols;
+        take = min64(n - i, p->w.cols - c);
+        load_floats(out + i, p->stored.p, p->stored.type, r * p->stored.stride + c, take);
+    }
+}
+
+static nxt_status fetch_param(void *user, const tensor_plan *t, i64 at, i64 n, float *out) {
+    read_param(user, t->source, at, n, out);
+    return NXT_OK;
+}
+
+static tensor_plan plan_tensor(const char *name, dtype type, const mat *w, void *source) {
+    tensor_plan t = {.name = name, .type = type, .rank = w->rows == 1 ? 1 : 2,
+                     .count = w->rows * w->cols, .source = source};
+    t.dim[0] = w->rows == 1 ? w->cols : w->rows;
+    t.dim[1] = w->cols;
+    return t;
+}
+
+static nxt_status save_weights(save *s, const nxt_model *m, dtype type, i64 shard_bytes) {
+    tensor_plan *plans;
+    TRY(mem_get(m->cx, &plans, m->param_count, sizeof *plans));
+    for (i64 i = 0; i < m->param_count; i++)
+        plans[i] = plan_tensor(m->params[i].name, type, &m->params[i].w, &m->params[i]);
+    nxt_status status = safetensors_write(s, "model.safetensors", &(tensor_set){
+        .plans = plans, .count = m->param_count, .shard_bytes = shard_bytes,
+        .fetch = fetch_param, .user = (void *)(uintptr_t)m});
+    mem_drop(m->cx, plans);
+    return status;
+}
+
+static nxt_status save_model_files(save *s, const nxt_model *m, const nxt_save_config *c) {
+    dtype type = m->stored;
+    TRY(parse_dtype(m->cx, c->dtype, &type));
+    TRY(save_config(s, m, type));
+    if (m->dir) TRY(save_companions(s, m->dir));
+    TRY(save_generation_config(s, m));
+    return save_weights(s, m, type, c->shard_bytes);
+}
+
+nxt_save_config nxt_save_config_default(void) {
+    return (nxt_save_config){.shard_bytes = 5000000000};
+}
+
+nxt_status nxt_model_save(const nxt_model *m, const char *dir, const nxt_save_config *config) {
+    const nxt_save_config c = config ? *config : nxt_save_config_default();
+    save s;
+    TRY(save_begin_into(m->cx, dir, &s));
+    nxt_status status = save_model_files(&s, m, &c);
+    if (status == NXT_OK) return save_commit(&s);
+    save_abort(&s);
+    return status;
+}
+
+/* -- New models -------------------------------------------------------------------------------- */
+
+/* Hugging Face's initialisation, element by element: N(0, initializer_range) for matrices,
+ * ones for norms, zeros for biases. A function of seed, parameter and place, so the values
+ * do not depend on how they are cut into pieces. */
+typedef struct init_source {
+    nxt_model *m;
+    u64 seed;
+} init_source;
+
+static nxt_status fetch_init(void *user, const tensor_plan *t, i64 at, i64 n, float *out) {
+    const init_source *s = user;
+    const param *p = t->source;
+    const u64 which = (u64)(p - s->m->params);
+    for (i64 i = 0; i < n; i++)
+        out[i] = p->init == INIT_NORMAL
+                     ? s->m->s.init_std * (float)normal(s->seed, FOR_INIT, which, (u64)(at + i))
+                     : p->init == INIT_ONE ? 1.0f : 0.0f;
+    return NXT_OK;
+}
+
+static nxt_status init_files(save *s, nxt_model *m, const char *tokenizer, dtype type, u64 seed) {
+    init_source source = {m, seed};
+    tensor_plan *plans;
+    struct stat st;
+    TRY(save_config(s, m, type));
+    if (tokenizer && stat(tokenizer, &st) != 0) return fail_errno(m->cx, tokenizer, "open");
+    if (tokenizer && S_ISDIR(st.st_mode)) TRY(save_companions(s, tokenizer));
+    else if (tokenizer) TRY(save_copy(s, "tokenizer.json", tokenizer));
+    TRY(save_generation_config(s, m));
+    TRY(mem_get(m->cx, &plans, m->param_count, sizeof *plans));
+    for (i64 i = 0; i < m->param_count; i++)
+        plans[i] = plan_tensor(m->params[i].name, type, &m->params[i].w, &m->params[i]);
+    nxt_status status = safetensors_write(s, "model.safetensors", &(tensor_set){
+        .plans = plans, .count = m->param_count, .shard_bytes = nxt_save_config_default().shard_bytes,
+        .fetch = fetch_init, .user = &source});
+    mem_drop(m->cx, plans);
+    return status;
+}
+
+nxt_status nxt_model_init(nxt_context *cx, const char *config_file, const char *tokenizer,
+                          const char *dir, const char *dtype_wanted, u64 seed) {
+    nxt_model *m;
+    save s = {.cx = cx};
+    dtype type = F32;
+    nxt_status status;
+    TRY(mem_zero(cx, &m, 1, sizeof *m));
+    m->cx = m->arena.cx = m->files.cx = cx;
+    TRY_GOTO(done, read_config(m, config_file));
+    TRY_GOTO(done, parse_dtype(cx, json_text(m->config, "torch_dtype",
+                                             json_text(m->config, "dtype", NULL)), &type));
+    TRY_GOTO(done, parse_dtype(cx, dtype_wanted, &type));
+    TRY_GOTO(done, save_begin_into(cx, dir, &s));
+    status = init_files(&s, m, tokenizer, type, seed);
+    if (status == NXT_OK) status = save_commit(&s);
+    else save_abort(&s);
+done:
+    nxt_model_destroy(m);
+    return status;
+}
+
+/* -- What a model is ----------------------------------------------------------------------------- */
+void nxt_model_describe(const nxt_model *m, nxt_model_info *info) {
+    static const char *const acts[] = {[NXT_GELU] = "gelu", [NXT_GELU_TANH] = "gelu_new",
+                                       [NXT_GELU_FAST] = "gelu_fast", [NXT_RELU] = "relu",
+                                       [NXT_SILU] = "silu"};
+    const shape *s = &m->s;
+    *info = (nxt_model_info){
+        .family = m->family->model_type, .architecture = m->family->architecture,
+        .dtype = dtype_name[m->stored], .activation = acts[s->act], .layers = s->L,
+        .width = s->C, .heads = s->H, .inner = s->F, .vocabulary = s->V, .positions = s->T,
+        .rotary = 2 * s->pairs, .parallel_residual = s->parallel, .tied = s->tied,
+        .parameters = m->elements, .embedding_parameters = s->V * s->C,
+        .bos = (i32)s->bos, .eos = (i32)s->eos};
+    for (i64 i = 0; i < m->files.file_count; i++) info->mapped_bytes += m->files.files[i].map.n;
+}
+
+i64 nxt_param_count(const nxt_model *m) { return m->param_count; }
+
+void nxt_param_describe(const nxt_model *m, i64 i, nxt_param_info *info) {
+    const param *p = &m->params[i];
+    *info = (nxt_param_info){.name = p->name, .rows = p->w.rows, .cols = p->w.cols,
+                             .dtype = dtype_name[p->stored.type], .trainable = p->grad.p != NULL};
+}
+
+static nxt_status check_range(const nxt_model *m, i64 i, i64 at, i64 n) {
+    if (i >= 0 && i < m->param_count && at >= 0 && n >= 0
+        && at + n <= m->params[i].w.rows * m->params[i].w.cols)
+        return NXT_OK;
+    return fail(m->cx, NXT_ARGUMENT, "parameter %" PRId64 ": no elements %" PRId64 " .. %" PRId64,
+                i, at, at + n);
+}
+
+nxt_status nxt_param_read(const nxt_model *m, i64 i, i64 at, i64 n, float *out) {
+    TRY(check_range(m, i, at, n));
+    read_param(m, &m->params[i], at, n, out);
+    return NXT_OK;
+}
+
+nxt_status nxt_grad_read(const nxt_model *m, i64 i, i64 at, i64 n, float *out) {
+    TRY(check_range(m, i, at, n));
+    const float *g = m->params[i].grad.p;
+    if (g) m->cx->ops->download(m->cx->device, out, g + at, (size_t)n * sizeof *out);
+    else memset(out, 0, (size_t)n * sizeof *out);
+    return NXT_OK;
+}
+
+void nxt_model_memory(const nxt_model *m, i64 rows, int train, nxt_memory_plan *plan) {
+    nxt_model_info info;
+    i64 vectors = 0;
+    nxt_model_describe(m, &info);
+    for (i64 i = 0; i < m->param_count; i++)
+        if (m->params[i].w.rows == 1) vectors += m->params[i].w.cols;
+    const i64 copy = 4 * m->elements;
+    *plan = (nxt_memory_plan){
+        .weights = (train ? copy : 0) + 4 * vectors, .gradients = train ? copy : 0,
+        .optimizer = train ? 2 * copy : 0, .workspace = (i64)matmul_workspace(),
+        .activations = (i64)pass_bytes(&m->s, rows, train), .mapped = info.mapped_bytes};
+    plan->total = plan->weights + plan->gradients + plan->optimizer + plan->workspace
+                  + plan->activations;
+}
+
+/* ============================================================================
+ * § 20  The optimizer and the trainer
+ *
+ * One step: zero the gradients; for every micro-batch, forward and backward; then one pass
+ * over the parameters. Backward accumulates the gradient of the SUMMED loss, so dividing
+ * by the trained tokens of the whole step happens once, in the optimizer's scale. That
+ * makes the step exact for every split into micro-batches (the mean of means, which most
+ * trainers once computed, is not) and for a host that adds up gradients of many workers.
+ *
+ * Nothing here depends on what was drawn before: the order of an epoch is a keyed
+ * permutation, so {step, masters, moments} is the whole state, and a resumed run gives the
+ * bits of an uninterrupted one.
+ */
+struct nxt_trainer {
+    nxt_context *cx;
+    nxt_model *m;
+    const nxt_dataset *data;
+    nxt_train_config c;
+    float *moments;          /* (2, elements): m, then v */
+    pass_memory memory;
+    batch host;
+    i64 step, total_steps, steps_per_epoch;
+    i64 skipped;             /* in all */
+    i64 num_tokens;          /* seen in all steps so far */
+};
+
+nxt_train_config nxt_train_config_default(void) {
+    return (nxt_train_config){
+        .learning_rate = 5e-5, .adam_beta1 = 0.9, .adam_beta2 = 0.999, .adam_epsilon = 1e-8,
+        .max_grad_norm = 1, .num_train_epochs = 3, .batch_size = 8,
+        .gradient_accumulation_steps = 1, .shuffle = 1, .seed = 42};
+}
+
+/* The learning rate of update k (from 0), as Hugging Face's get_scheduler has it: warm-up
+ * is k / warmup, so the first update of a run with warm-up has rate 0. */
+static double schedule_factor(const nxt_train_config *c, i64 k, i64 warmup, i64 total) {
+    if (c->schedule == NXT_SCHEDULE_CONSTANT) return 1;
+    if (k < warmup) return (double)k / (double)max64(1, warmup);
+    double share = (double)(k - warmup) / (double)max64(1, total - warmup);
+    switch (c->schedule) {
+    case NXT_SCHEDULE_LINEAR: return fmax(0, 1 - share);
+    case NXT_SCHEDULE_COSINE: return fmax(0, 0.5 * (1 + cos(3.141592653589793 * share)));
+    default: return 1;
+    }
+}
+
+static i64 warmup_steps(const nxt_trainer *t) {
+    if (t->c.warmup_steps > 0) return t->c.warmup_steps;
+    return (i64)ceil(t->c.warmup_ratio * (double)t->total_steps);
+}
+
+static double learning_rate(const nxt_trainer *t, i64 k) {
+    return t->c.learning_rate * schedule_factor(&t->c, k, warmup_steps(t), t->total_steps);
+}
+
+/* -- Which examples ------------------------------------------------------------------------- */
+
+/* An epoch has ceil(examples / batch) micro-batches and ceil(of those / accumulation)
+ * steps; the last one may be short (the rule of Hugging Face's Trainer from 4.46 on). */
+static i64 examples_per_step(const nxt_train_config *c) {
+    return c->batch_size * c->gradient_accumulation_steps;
+}
+
+/* The example that stands at place `at` of an epoch's order. */
+static i64 example_at(const nxt_trainer *t, i64 epoch, i64 at) {
+    if (!t->c.shuffle) return at;
+    u64 n = (u64)t->data->info.examples;
+    return (i64)permute((u64)at, n, draw(t->c.seed, FOR_SHUFFLE, (u64)epoch, 0));
+}
+
+/* -- Creating --------------------------------------------------------------------------------- */
+void nxt_trainer_destroy(nxt_trainer *t) {
+    if (!t) return;
+    nxt_context *cx = t->cx;
+    pass_memory_free(&t->memory);
+    batch_free(cx, &t->host);
+    if (t->moments) cx->ops->release(cx->device, t->moments);
+    for (i64 i = 0; i < t->m->param_count; i++) t->m->params[i].m = t->m->params[i].v = NULL;
+    mem_drop(cx, t);
+}
+
+static nxt_status check_train_config(nxt_context *cx, const nxt_train_config *c) {
+    const struct { const char *name; bool bad; } rules[] = {
+        {"learning rate must be at least 0", !(c->learning_rate >= 0)},
+        {"Adam's betas must be in [0, 1)", !(c->adam_beta1 >= 0 && c->adam_beta1 < 1
+                                             && c->adam_beta2 >= 0 && c->adam_beta2 < 1)},
+        {"Adam's epsilon must be above 0", !(c->adam_epsilon > 0)},
+        {"batch size must be at least 1", c->batch_size < 1},
+        {"gradient accumulation must be at least 1", c->gradient_accumulation_steps < 1},
+        {"epochs or steps must be above 0", !(c->num_train_epochs > 0) && c->max_steps <= 0},
+        {"warm-up must not be negative", c->warmup_steps < 0 || !(c->warmup_ratio >= 0)},
+    };
+    for (i64 i = 0; i < COUNT(rules); i++)
+        if (rules[i].bad) return fail(cx, NXT_ARGUMENT, "%s", rules[i].name);
+    return NXT_OK;
+}
+
+/* Rows that the largest micro-batch can have. */
+static i64 batch_rows(const nxt_dataset *d, i64 batch_size) {
+    return min64(batch_size, d->info.examples) * d->info.longest;
+}
+
+static void give_moments(nxt_trainer *t) {
+    float *m = t->moments, *v = t->moments + t->m->elements;
+    for (i64 i = 0; i < t->m->param_count; i++) {
+        param *p = &t->m->params[i];
+        p->m = m, p->v = v;
+        m += p->w.rows * p->w.cols;
+        v += p->w.rows * p->w.cols;
+    }
+}
+
+static nxt_status trainer_prepare(nxt_trainer *t) {
+    nxt_context *cx = t->cx;
+    const i64 rows = batch_rows(t->data, t->c.batch_size), elements = t->m->elements;
+    if (!t->data->info.trained_tokens)
+        return fail(cx, NXT_ARGUMENT, "no token of the data is trained: is the completion empty?");
+    TRY(check_dataset(t->m, t->data));
+    TRY(model_make_trainable(t->m));
+    t->moments = cx->ops->alloc(cx->device, (size_t)elements * 2 * sizeof(float));
+    if (!t->moments) return NXT_MEMORY;
+    cx->ops->fill(cx->device, matrix(t->moments, 2, elements), 0);
+    give_moments(t);
+    TRY(pass_memory_get(t->m, rows, true, &t->memory));
+    TRY(batch_get(cx, &t->host, rows));
+    t->steps_per_epoch = ceil_div(ceil_div(t->data->info.examples, t->c.batch_size),
+                                  t->c.gradient_accumulation_steps);
+    t->total_steps = t->c.max_steps > 0 ? t->c.max_steps
+                                        : (i64)ceil(t->c.num_train_epochs
+                                                    * (double)t->steps_per_epoch);
+    return NXT_OK;
+}
+
+nxt_status nxt_trainer_create(nxt_trainer **out, nxt_model *m, const nxt_dataset *data,
+                              const nxt_train_config *config) {
+    nxt_trainer *t;
+    *out = NULL;
+    TRY(check_train_config(m->cx, config));
+    TRY(mem_zero(m->cx, &t, 1, sizeof *t));
+    t->cx = m->cx, t->m = m, t->data = data, t->c = *config;
+    nxt_status status = trainer_prepare(t);
+    if (status == NXT_OK) *out = t;
+    else nxt_trainer_destroy(t);
+    return status;
+}
+
+int nxt_trainer_done(const nxt_trainer *t) { return t->step >= t->total_steps; }
+i64 nxt_trainer_total_steps(const nxt_trainer *t) { return t->total_steps; }
+i64 nxt_trainer_steps_per_epoch(const nxt_trainer *t) { return t->steps_per_epoch; }
+
+/* -- One step ---------------------------------------------------------------------------------- */
+typedef struct step_sums {
+    double loss, trained, tokens, squares; /* all_reduce sees the first three */
+} step_sums;
+
+/* Forward and backward of one micro-batch: examples [at, end) of an epoch's order. */
+static void micro_batch(nxt_trainer *t, i64 epoch, i64 at, i64 end, step_sums *sums) {
+    pass p;
+    t->host.n = 0;
+    for (i64 i = at; i < end; i++)
+        batch_add_example(&t->host, t->data, example_at(t, epoch, i));
+    pass_begin(&p, &t->memory, &t->host, NULL);
+    sums->tokens += (double)p.n;
+    if (!p.trained) return; /* nothing to learn from: no gradient either */
+    forward(&p);
+    head_norm(&p);
+    backward(&p);
+    sums->loss += batch_loss(&p, &t->memory);
+    sums->trained += (double)p.trained;
+}
+
+static nxt_status grad_zero(nxt_model *m) {
+    const nxt_backend *ops = m->cx->ops;
+    if (m->grads) ops->fill(m->cx->device, matrix(m->grads, 1, m->elements), 0);
+    return ops->sync(m->cx->device);
+}
+
+/* The global norm: squares of each parameter, added up in the order of the list. */
+static double gradient_squares(const nxt_model *m) {
+    double sum = 0;
+    for (i64 i = 0; i < m->param_count; i++)
+        if (m->params[i].grad.p)
+            m->cx->ops->sumsq(m->cx->device, &sum, m->params[i].grad);
+    return sum;
+}
+
+static void reduce_over_workers(nxt_trainer *t, step_sums *sums) {
+    enum { PIECE = 1 << 22 };
+    double counts[3] = {sums->loss, sums->trained, sums->tokens};
+    if (!t->c.all_reduce) return;
+    t->c.all_reduce(t->c.user, counts, 3, NULL, 0);
+    for (i64 at = 0; at < t->m->elements; at += PIECE)
+        t->c.all_reduce(t->c.user, NULL, 0, t->m->grads + at, min64(PIECE, t->m->elements - at));
+    sums->loss = counts[0], sums->trained = counts[1], sums->tokens = counts[2];
+}
+
+/* AdamW on every trainable parameter. `scale` makes the mean over tokens and clips. */
+static void update(nxt_trainer *t, double lr, double scale) {
+    const nxt_train_config *c = &t->c;
+    const double updates = (double)(t->step - t->skipped + 1);
+    for (i64 i = 0; i < t->m->param_count; i++) {
+        const param *p = &t->m->params[i];
+        if (!p->grad.p) continue;
+        t->cx->ops->adamw(t->cx->device, &(nxt_adamw){
+            .w = p->w.p, .g = p->grad.p, .m = p->m, .v = p->v, .n = p->w.rows * p->w.cols,
+            .scale = (float)scale, .lr = (float)lr, .beta1 = (float)c->adam_beta1,
+            .beta2 = (float)c->adam_beta2, .eps = (float)c->adam_epsilon,
+            .decay = p->decay ? (float)c->weight_decay : 0,
+            .correction1 = (float)(1 - pow(c->adam_beta1, updates)),
+            .correction2 = (float)(1 - pow(c->adam_beta2, updates))});
+    }
+}
+
+static double seconds_now(void) {
+    struct timespec t;
+    clock_gettime(CLOCK_MONOTONIC, &t);
+    return (double)t.tv_sec + 1e-9 * (double)t.tv_nsec;
+}
+
+/* Accumulates the step's gradients. The step's place in its epoch says which examples. */
+static nxt_status accumulate(nxt_trainer *t, step_sums *sums) {
+    const i64 n = t->data->info.examples, per_step = examples_per_step(&t->c);
+    const i64 epoch = t->step / t->steps_per_epoch;
+    const i64 begin = t->step % t->steps_per_epoch * per_step, end = min64(n, begin + per_step);
+    TRY(grad_zero(t->m));
+    for (i64 at = begin; at < end; at += t->c.batch_size)
+        micro_batch(t, epoch, at, min64(end, at + t->c.batch_size), sums);
+    reduce_over_workers(t, sums);
+    sums->squares = gradient_squares(t->m);
+    return t->cx->ops->sync(t->cx->device);
+}
+
+nxt_status nxt_trainer_step(nxt_trainer *t, nxt_step_info *info) {
+    const double start = seconds_now();
+    step_sums sums = {0};
+    *info = (nxt_step_info){.step = t->step, .total_steps = t->total_steps};
+    if (t->step >= t->total_steps)
+        return fail(t->cx, NXT_ARGUMENT, "the training is over: %" PRId64 " steps", t->step);
+    TRY(accumulate(t, &sums));
+    const double mean = sums.trained > 0 ? 1 / sums.trained : 0;
+    const double grad_norm = sqrt(sums.squares) * mean, lr = learning_rate(t, t->step);
+    const bool finite = isfinite(sums.loss) && isfinite(grad_norm);
+    if (!finite && t->skipped >= t->c.max_skipped_steps)
+        return fail(t->cx, NXT_DIVERGED,
+                    "step %" PRId64 ": the %s is not finite (%" PRId64 " steps were skipped "
+                    "before); a lower learning rate may help", t->step + 1,
+                    isfinite(sums.loss) ? "gradient" : "loss", t->skipped);
+    double clip = t->c.max_grad_norm > 0 ? t->c.max_grad_norm / (grad_norm + 1e-6) : 1;
+    if (finite) update(t, lr, mean * fmin(1, clip));
+    else t->skipped++;
+    TRY(t->cx->ops->sync(t->cx->device));
+    t->step++;
+    t->num_tokens += (i64)sums.tokens;
+    *info = (nxt_step_info){
+        .step = t->step, .total_steps = t->total_steps, .learning_rate = lr,
+        .epoch = (double)t->step / (double)t->steps_per_epoch, .loss = sums.loss * mean,
+        .grad_norm = grad_norm, .tokens = (i64)sums.tokens, .num_tokens = t->num_tokens,
+        .trained_tokens = (i64)sums.trained, .seconds = seconds_now() - start,
+        .skipped = !finite};
+    return NXT_OK;
+}
+
+/* -- One pass for hosts; evaluation -------------------------------------------------------------- */
+typedef struct pass_result {
+    double loss;
+    i64 trained;
+} pass_result;
+
+/* Loss of the sequences in b, gradients added when the memory keeps for backward. */
+static pass_result run_batch(pass_memory *pm, const batch *b) {
+    pass p;
+    pass_begin(&p, pm, b, NULL);
+    if (!p.trained) return (pass_result){0};
+    forward(&p);
+    head_norm(&p);
+    if (pm->keep) backward(&p);
+    else head_loss(&p, false);
+    return (pass_result){batch_loss(&p, pm), p.trained};
+}
+
+static nxt_status pass_over(nxt_model *m, const nxt_dataset *d, i64 at, i64 n, bool train,
+                            double *loss) {
+    pass_memory pm;
+    batch b;
+    i64 rows = 0;
+    if (at < 0 || n < 1 || at + n > d->info.examples)
+        return fail(m->cx, NXT_ARGUMENT, "examples %" PRId64 " to %" PRId64 " of %" PRId64, at,
+                    at + n, d->info.examples);
+    TRY(check_dataset(m, d));
+    if (train) TRY(model_make_trainable(m));
+    rows = d->offset[at + n] - d->offset[at];
+    TRY(pass_memory_get(m, rows, train, &pm));
+    nxt_status status = batch_get(m->cx, &b, rows);
+    if (status == NXT_OK) {
+        for (i64 i = at; i < at + n; i++) batch_add_example(&b, d, i);
+        pass_result r = run_batch(&pm, &b);
+        *loss = r.trained ? r.loss / (double)r.trained : 0;
+        status = m->cx->ops->sync(m->cx->device);
+        batch_free(m->cx, &b);
+    }
+    pass_memory_free(&pm);
+    return status;
+}
+
+nxt_status nxt_forward(nxt_model *m, const nxt_dataset *d, i64 at, i64 n, double *loss) {
+    return pass_over(m, d, at, n, false, loss);
+}
+
+nxt_status nxt_backward(nxt_model *m, const nxt_dataset *d, i64 at, i64 n, double *loss) {
+    return pass_over(m, d, at, n, true, loss);
+}
+
+nxt_status nxt_grad_zero(nxt_model *m) { return grad_zero(m); }
+
+nxt_status nxt_evaluate(nxt_model *m, const nxt_dataset *d, i64 batch_size,
+                        nxt_eval_info *info) {
+    const double start = seconds_now();
+    pass_memory pm;
+    batch b = {0};
+    double loss = 0;
+    *info = (nxt_eval_info){.examples = d->info.examples};
+    if (batch_size < 1 || !d->info.examples)
+        return fail(m->cx, NXT_ARGUMENT, "evaluation needs examples and a batch size");
+    TRY(check_dataset(m, d));
+    TRY(pass_memory_get(m, batch_rows(d, batch_size), false, &pm));
+    nxt_status status = batch_get(m->cx, &b, pm.rows);
+    for (i64 at = 0; status == NXT_OK && at < d->info.examples; at += batch_size) {
+        b.n = 0;
+        for (i64 i = at; i < min64(d->info.examples, at + batch_size); i++)
+            batch_add_example(&b, d, i);
+        pass_result r = run_batch(&pm, &b);
+        loss += r.loss, info->tokens += r.trained;
+        status = check_cancel(m->cx);
+    }
+    batch_free(m->cx, &b);
+    pass_memory_free(&pm);
+    info->loss = info->tokens ? loss / (double)info->tokens : 0;
+    info->perplexity = exp(info->loss);
+    info->seconds = seconds_now() - start;
+    return status;
+}
+
+/* One text: its tokens, all predicted, behind a start token unless bos < 0. */
+static nxt_status perplexity_of(pass_memory *pm, batch *b, const nxt_dataset *d, i64 i, i32 bos,
+                                double *out) {
+    const i64 at = d->offset[i], n = d->offset[i + 1] - at;
+    b->n = 0;
+    if (bos >= 0) {
+        i32 *ids;
+        TRY(mem_get(pm->m->cx, &ids, n + 1, sizeof *ids));
+        ids[0] = bos;
+        if (n) memcpy(ids + 1, d->ids + at, (size_t)n * sizeof *ids);
+        batch_add(b, ids, NULL, n + 1);
+        mem_drop(pm->m->cx, ids);
+    } else {
+        batch_add(b, d->ids + at, NULL, n);
+    }
+    pass_result r = run_batch(pm, b);
+    *out = r.trained ? exp(r.loss / (double)r.trained) : NAN;
+    return check_cancel(pm->m->cx);
+}
+
+nxt_status nxt_perplexities(nxt_model *m, const nxt_dataset *d, i64 batch_size, i32 bos,
+                            double *perplexity) {
+    pass_memory pm;
+    batch b = {0};
+    (void)batch_size; /* texts are scored one by one: long ones need the memory anyway */
+    if (d->info.longest + (bos >= 0) > m->s.T)
+        return fail(m->cx, NXT_ARGUMENT, "a text of %" PRId64 " tokens%s does not fit the model's "
+                    "%" PRId64 " positions", d->info.longest, bos >= 0 ? " and a start token" : "",
+                    m->s.T);
+    TRY(check_dataset(m, d));
+    TRY(pass_memory_get(m, d->info.longest + 1, false, &pm));
+    nxt_status status = batch_get(m->cx, &b, pm.rows);
+    for (i64 i = 0; status == NXT_OK && i < d->info.examples; i++)
+        status = perplexity_of(&pm, &b, d, i, bos, &perplexity[i]);
+    batch_free(m->cx, &b);
+    pass_memory_free(&pm);
+    return status;
+}
+
+nxt_status nxt_logits(nxt_model *m, const i32 *ids, i64 n, float *logits) {
+    pass_memory pm;
+    batch b;
+    pass p;
+    if (n < 1 || n > m->s.T)
+        return fail(m->cx, NXT_ARGUMENT, "%" PRId64 " tokens; the model has %" PRId64
+                    " positions", n, m->s.T);
+    for (i64 i = 0; i < n; i++)
+        if (ids[i] < 0 || ids[i] >= m->s.V)
+            return fail(m->cx, NXT_ARGUMENT, "token %d is beyond the vocabulary", ids[i]);
+    TRY(pass_memory_get(m, n, false, &pm));
+    nxt_status status = batch_get(m->cx, &b, n);
+    if (status == NXT_OK) {
+        batch_add(&b, ids, NULL, n);
+        for (i64 i = 0; i < n; i++) b.label[i] = 0; /* every row's logits are wanted */
+        pass_begin(&p, &pm, &b, NULL);
+        forward(&p);
+        head_norm(&p);
+        head_logits(&p, logits);
+        batch_free(m->cx, &b);
+    }
+    pass_memory_free(&pm);
+    return status;
+}
+
+/* ============================================================================
+ * § 21  Generation
+ *
+ * A session keeps the keys and values of what was read, so that a new token costs one row
+ * instead of the whole text again. The cache is one array of rows per layer in which each
+ * sequence owns a slab; a row says which cache rows it sees (first, last) and where its own
+ * key goes (slot). A prompt of 500 tokens, one next token, and one next token of each of
+ * 64 sequences are therefore the same forward pass as in training, with other numbers.
+ */
+struct nxt_session {
+    nxt_context *cx;
+    nxt_model *m;
+    kv_cache cache;
+    pass_memory memory;
+    batch host;
+    i64 capacity;    /* tokens of a sequence */
+    int sequences;
+    i64 *length;     /* (sequences) tokens read so far */
+};
+
+enum { FEED_ROWS = 256 }; /* of a prompt in one pass: bounds the memory of a session */
+
+void nxt_session_destroy(nxt_session *s) {
+    if (!s) return;
+    nxt_context *cx = s->cx;
+    if (s->cache.k) cx->ops->release(cx->device, s->cache.k);
+    pass_memory_free(&s->memory);
+    batch_free(cx, &s->host);
+    mem_drop(cx, s->length);
+    mem_drop(cx, s);
+}
+
+static nxt_status session_prepare(nxt_session *s) {
+    const i64 rows = max64(s->sequences, min64(FEED_ROWS, s->capacity));
+    const i64 cached = s->m->s.L * s->cache.rows * s->m->s.C;
+    TRY(mem_zero(s->cx, &s->length, s->sequences, sizeof *s->length));
+    TRY(batch_get(s->cx, &s->host, rows));
+    s->host.slot = s->host.label + rows;
+    s->cache.k = s->cx->ops->alloc(s->cx->device, (size_t)cached * 2 * sizeof(float));
+    if (!s->cache.k) return NXT_MEMORY;
+    s->cache.v = s->cache.k + cached;
+    return pass_memory_get(s->m, rows, false, &s->memory);
+}
+
+nxt_status nxt_session_create(nxt_session **out, nxt_model *m, int sequences, i64 capacity) {
+    nxt_session *s;
+    *out = NULL;
+    if (sequences < 1 || capacity < 1 || capacity > m->s.T)
+        return fail(m->cx, NXT_ARGUMENT, "a session of %d sequences of %" PRId64 " tokens; the "
+                    "model has %" PRId64 " positions", sequences, capacity, m->s.T);
+    TRY(mem_zero(m->cx, &s, 1, sizeof *s));
+    s->cx = m->cx, s->m = m, s->capacity = capacity, s->sequences = sequences;
+    s->cache.rows = capacity * sequences;
+    nxt_status status = session_prepare(s);
+    if (status == NXT_OK) *out = s;
+    else nxt_session_destroy(s);
+    return status;
+}
+
+static nxt_status check_feeds(const nxt_session *s, const nxt_feed *feeds, int count) {
+    for (int f = 0; f < count; f++) {
+        const nxt_feed *x = &feeds[f];
+        if (x->sequence < 0 || x->sequence >= s->sequences || x->n < 1)
+            return fail(s->cx, NXT_ARGUMENT, "feed %d: sequence %d of %d, %" PRId64 " tokens", f,
+                        x->sequence, s->sequences, x->n);
+        if (s->length[x->sequence] + x->n > s->capacity)
+            return fail(s->cx, NXT_ARGUMENT, "sequence %d would have %" PRId64 " tokens; the "
+                        "session holds %" PRId64, x->sequence, s->length[x->sequence] + x->n,
+                        s->capacity);
+        for (i64 i = 0; i < x->n; i++)
+            if (x->ids[i] < 0 || x->ids[i] >= s->m->s.V)
+                return fail(s->cx, NXT_ARGUMENT, "token %d is beyond the vocabulary of %" PRId64,
+                            x->ids[i], s->m->s.V);
+    }
+    return NXT_OK;
+}
+
+/* Takes up to the batch's room from a feed, from token `done` on. Its last token's row is
+ * labelled when logits are wanted: a label is what makes the head look at a row. */
+static i64 take_feed(nxt_session *s, const nxt_feed *x, i64 done, bool logits) {
+    batch *b = &s->host;
+    const i64 take = min64(x->n - done, s->memory.rows - b->n);
+    const i64 slab = (i64)x->sequence * s->capacity;
+    for (i64 i = done; i < done + take; i++) {
+        const i64 row = b->n++, pos = s->length[x->sequence]++;
+        b->ids[row] = x->ids[i];
+        b->pos[row] = (i32)pos;
+        b->first[row] = (i32)slab;
+        b->last[row] = b->slot[row] = (i32)(slab + pos);
+        b->label[row] = logits && i + 1 == x->n ? 0 : -100;
+    }
+    return take;
+}
+
+nxt_status nxt_session_feed(nxt_session *s, const nxt_feed *feeds, int count, float *logits) {
+    i64 done = 0; /* tokens of feed f that were taken already */
+    TRY(check_feeds(s, feeds, count));
+    for (int f = 0; f < count;) {
+        const int from = f; /* the first feed that can end in this pass */
+        pass p;
+        s->host.n = 0;
+        while (f < count && s->host.n < s->memory.rows) {
+            done += take_feed(s, &feeds[f], done, logits != NULL);
+            if (done == feeds[f].n) f++, done = 0;
+        }
+        pass_begin(&p, &s->memory, &s->host, &s->cache);
+        forward(&p);
+        if (p.trained) {
+            head_norm(&p);
+            head_logits(&p, logits + (i64)from * s->m->s.V);
+        }
+        TRY(check_cancel(s->cx));
+    }
+    return s->cx->ops->sync(s->cx->device);
+}
+
+i64 nxt_session_length(const nxt_session *s, int sequence) { return s->length[sequence]; }
+
+void nxt_session_rewind(nxt_session *s, int sequence, i64 n) {
+    s->length[sequence] = min64(s->length[sequence], max64(0, n));
+}
+
+/* -- Sampling ------------------------------------------------------------------------------------
+ * The logits are changed in the order Hugging Face applies its processors: repetition
+ * penalty [Keskar19], temperature, top-k, top-p [Holtzman20]. */
+nxt_sample_config nxt_sample_config_default(void) {
+    return (nxt_sample_config){.top_p = 1, .repetition_penalty = 1};
+}
+
+/* Every token seen, once, however often it was: positive logits shrink, negative ones grow. */
+static void penalise(float *z, i64 V, double penalty, const i32 *seen, i64 n, u8 *marked) {
+    for (i64 i = 0; i < n; i++) {
+        i32 id = seen[i];
+        if (id < 0 || id >= V || marked[id / 8] >> id % 8 & 1) continue;
+        marked[id / 8] |= (u8)(1 << id % 8);
+        z[id] = (float)(z[id] < 0 ? z[id] * penalty : z[id] / penalty);
+    }
+}
+
+/* A max-heap of ids by logit: the few best of a large vocabulary without sorting it. Equal
+ * logits go by id, so that the choice is the same everywhere. */
+static bool ranks_before(const float *z, i32 a, i32 b) {
+    return z[a] > z[b] || (z[a] == z[b] && a < b);
+}
+
+static void sift_down(const float *z, i32 *heap, i64 n, i64 i) {
+    for (i64 child; (child = 2 * i + 1) < n; i = child) {
+        if (child + 1 < n && ranks_before(z, heap[child + 1], heap[child])) child++;
+        if (!ranks_before(z, heap[child], heap[i])) return;
+        i32 t = heap[i];
+        heap[i] = heap[child], heap[child] = t;
+    }
+}
+
+/* Draws from softmax(z) cut to the top_k best and to the smallest set of mass top_p.
+ * weights sum to `total` over the whole vocabulary. */
+static i32 draw_best(const float *z, i64 V, const nxt_sample_config *c, double largest,
+                     double total, double u, i32 *heap) {
+    i64 n = V, kept = 0;
+    const i64 most = c->top_k > 0 ? min64(c->top_k, V) : V;
+    double mass = 0, base = 0, at = 0;
+    for (i64 i = 0; i < V; i++) heap[i] = (i32)i;
+    for (i64 i = V / 2; i-- > 0;) sift_down(z, heap, V, i);
+    /* the best move to the end of the array, in order, as many as can matter */
+    while (kept < most && (c->top_k > 0 || !kept || base < c->top_p * total)) {
+        i32 best = heap[0];
+        heap[0] = heap[--n];
+        heap[n] = best;
+        sift_down(z, heap, n, 0);
+        kept++;
+        base += exp(z[best] - largest);
+    }
+    const double of = c->top_k > 0 ? base : total; /* top-p looks at what top-k left */
+    i64 taken = 0;
+    while (taken < kept && (taken == 0 || mass < c->top_p * of))
+        mass += exp(z[heap[V - 1 - taken++]] - largest);
+    for (i64 i = 0; i < taken; i++) {
+        at += exp(z[heap[V - 1 - i]] - largest);
+        if (u * mass < at) return heap[V - 1 - i];
+    }
+    return heap[V - taken];
+}
+
+static i32 draw_any(const float *z, i64 V, double largest, double total, double u) {
+    double at = 0;
+    i64 last = 0;
+    for (i64 i = 0; i < V; i++) {
+        double e = exp(z[i] - largest);
+        if (e > 0) last = i;
+        at += e;
+        if (u * total < at) return (i32)i;
+    }
+    return (i32)last; /* u * total was the sum itself, but for rounding */
+}
+
+static nxt_status check_sample_config(nxt_context *cx, const nxt_sample_config *c) {
+    if (c->temperature >= 0 && c->top_k >= 0 && c->top_p > 0 && c->top_p <= 1
+        && c->repetition_penalty > 0)
+        return NXT_OK;
+    return fail(cx, NXT_ARGUMENT, "sampling: temperature >= 0, top-k >= 0, 0 < top-p <= 1 and "
+                "repetition penalty > 0 are wanted");
+}
+
+nxt_status nxt_sample(nxt_context *cx, float *z, i64 V, const nxt_sample_config *c, u64 stream,
+                      const i32 *seen, i64 n, i32 *chosen) {
+    i32 *heap; /* also the marks of the penalty: V / 8 bytes of it */
+    i64 best = 0;
+    TRY(check_sample_config(cx, c));
+    TRY(mem_zero(cx, &heap, V, sizeof *heap));
+    if (c->repetition_penalty != 1) penalise(z, V, c->repetition_penalty, seen, n, (u8 *)heap);
+    for (i64 i = 1; i < V; i++)
+        if (z[i] > z[best]) best = i;
+    *chosen = (i32)best;
+    nxt_status status = isfinite(z[best])
+                            ? NXT_OK : fail(cx, NXT_DIVERGED, "the logits are not finite");
+    if (c->temperature > 0 && status == NXT_OK) {
+        double total = 0;
+        for (i64 i = 0; i < V; i++) z[i] = (float)(z[i] / c->temperature);
+        for (i64 i = 0; i < V; i++) total += exp((double)z[i] - z[best]);
+        const double u = uniform(draw(c->seed, FOR_SAMPLING, stream, (u64)n));
+        const bool cut = c->top_k > 0 || c->top_p < 1;
+        *chosen = cut ? draw_best(z, V, c, z[best], total, u, heap)
+                     : draw_any(z, V, z[best], total, u);
+    }
+    mem_drop(cx, heap);
+    return status;
+}
+
+/* -- Text out, and its score ------------------------------------------------------------------------ */
+size_t nxt_utf8_whole(const char *text, size_t n) {
+    size_t back = 0; /* the last character may lack continuation bytes: at most three */
+    while (back < 3 && back < n && ((u8)text[n - 1 - back] & 0xc0) == 0x80) back++;
+    if (back == n || back == 3) return n;
+    const u8 lead = (u8)text[n - 1 - back];
+    const size_t size = lead >= 0xf0 ? 4 : lead >= 0xe0 ? 3 : lead >= 0xc0 ? 2 : 1;
+    return size > back + 1 ? n - 1 - back : n;
+}
+
+/* SQuAD v1.1's normalisation [Rajpurkar16]: ASCII lower case, no ASCII punctuation, no
+ * articles as whole words, single spaces. In place; n falls. */
+static void squad_normalise(buffer *b, const char *text) {
+    char letters[8];
+    i64 start = b->n, w = 0;
+    for (const char *p = text;; p++) {
+        const char c = (char)(*p >= 'A' && *p <= 'Z' ? *p + 32 : *p);
+        const bool space = !c || c == ' ' || (c >= 9 && c <= 13);
+        if (!space && c > 0 && strchr("!\"#$%&'()*+,-./:;<=>?@[\\]^_`{|}~", c)) continue;
+        if (!space) {
+            if (w < (i64)sizeof letters) letters[w] = c;
+            w++;
+            buffer_add(b, &c, 1);
+            continue;
+        }
+        if ((w == 1 && !memcmp(letters, "a", 1)) || (w == 2 && !memcmp(letters, "an", 2))
+            || (w == 3 && !memcmp(letters, "the", 3)))
+            b->n -= w;
+        else if (w) buffer_add(b, " ", 1);
+        w = 0;
+        if (!c) break;
+    }
+    if (b->n > start) b->n--; /* the last word's space */
+    buffer_add(b, "", 1);
+}
+
+nxt_status nxt_score_exact_match(nxt_context *cx, const char *prediction, const char *reference,
+                                 double *score) {
+    buffer b = {.cx = cx};
+    squad_normalise(&b, prediction);
+    const i64 second = b.n;
+    squad_normalise(&b, reference);
+    nxt_status status = b.status;
+    if (status == NXT_OK) *score = !strcmp(b.p, b.p + second);
+    buffer_free(&b);
+    return status;
+}
+
+/* ============================================================================
+ * § 22  Checkpoints and runs
+ *
+ * A checkpoint is a directory that Hugging Face loads, plus optimizer.safetensors (the f32
+ * masters and both moments: an f16 model file alone could not resume bit for bit) and
+ * trainer_state.json. It is renamed into place whole; one that has its final name is
+ * complete. A run drives a trainer: it logs, evaluates and saves when that is due.
+ */
+
+/* -- The optimizer's state -------------------------------------------------------------------- */
+static const char *const state_prefix[] = {"master.", "exp_avg.", "exp_avg_sq."};
+
+static float *state_part(const param *p, int part) {
+    return part == 0 ? p->w.p : part == 1 ? p->m : p->v;
+}
+
+typedef struct state_source {
+    const param *p;
+    int part;
+} state_source;
+
+static nxt_status fetch_state(void *user, const tensor_plan *t, i64 at, i64 n, float *out) {
+    const nxt_trainer *tr = user;
+    const state_source *s = t->source;
+    tr->cx->ops->download(tr->cx->device, out, state_part(s->p, s->part) + at,
+                          (size_t)n * sizeof *out);
+    return NXT_OK;
+}
+
+static nxt_status save_optimizer(save *s, nxt_trainer *t) {
+    arena a = {.cx = t->cx};
+    i64 n = 0;
+    tensor_plan *plans = arena_get(&a, (size_t)t->m->param_count * 3 * sizeof *plans);
+    state_source *sources = arena_get(&a, (size_t)t->m->param_count * 3 * sizeof *sources);
+    nxt_status status = plans && sources ? NXT_OK : NXT_MEMORY;
+    for (i64 i = 0; i < t->m->param_count && status == NXT_OK; i++)
+        for (int part = 0; part < 3; part++) {
+            const param *p = &t->m->params[i];
+            const char *name = arena_print(&a, "%s%s", state_prefix[part], p->name);
+            if (!p->grad.p) continue;
+            if (!name) status = NXT_MEMORY;
+            sources[n] = (state_source){p, part};
+            plans[n] = plan_tensor(name, F32, &p->w, &sources[n]);
+            n++;
+        }
+    if (status == NXT_OK)
+        status = safetensors_write(s, "optimizer.safetensors", &(tensor_set){
+            .plans = plans, .count = n, .fetch = fetch_state, .user = t});
+    arena_free(&a);
+    return status;
+}
+
+/* parts: how many of master, m, v to read; 1 takes back the weights alone. */
+static nxt_status load_optimizer(nxt_trainer *t, const char *path, int parts) {
+    weights w;
+    arena a = {.cx = t->cx};
+    TRY(weights_open_file(t->cx, path, &w));
+    nxt_status status = NXT_OK;
+    for (i64 i = 0; i < t->m->param_count && status == NXT_OK; i++)
+        for (int part = 0; part < parts && status == NXT_OK; part++) {
+            const param *p = &t->m->params[i];
+            if (!p->grad.p) continue;
+            const char *name = arena_print(&a, "%s%s", state_prefix[part], p->name);
+            const tensor *x = name ? weights_find(&w, name) : NULL;
+            if (!name) status = NXT_MEMORY;
+            else if (!x || x->type != F32 || x->count != p->w.rows * p->w.cols)
+                status = fail(t->cx, NXT_SHAPE, "%s: \"%s\" is missing or has another size", path,
+                              name);
+            else
+                t->cx->ops->upload(t->cx->device, state_part(p, part), x->p,
+                                   (size_t)x->count * sizeof(float));
+        }
+    weights_close(&w);
+    arena_free(&a);
+    return status;
+}
+
+/* What must be the same for a run to be the same: data, order, batches, schedule. */
+static u64 trainer_fingerprint(const nxt_trainer *t) {
+    const nxt_dataset *d = t->data;
+    const nxt_train_config *c = &t->c;
+    const double numbers[] = {c->learning_rate, c->weight_decay, c->adam_beta1, c->adam_beta2,
+                              c->adam_epsilon, c->max_grad_norm, (double)c->batch_size,
+                              (double)c->gradient_accumulation_steps, (double)c->shuffle,
+                              (double)c->schedule, (double)warmup_steps(t),
+                              (double)t->total_steps};
+    u64 h = mix64(c->seed);
+    for (i64 i = 0; i < d->offset[d->info.examples]; i++)
+        h = mix64(h ^ ((u64)(u32)d->ids[i] << 8 | d->trained[i]));
+    for (i64 i = 0; i <= d->info.examples; i++) h = mix64(h ^ (u64)d->offset[i]);
+    for (i64 i = 0; i < COUNT(numbers); i++) {
+        u64 bits;
+        memcpy(&bits, &numbers[i], 8);
+        h = mix64(h ^ bits);
+    }
+    return h;
+}
+
+/* -- trainer_state.json: Hugging Face's keys, and ours in an object of their own ---------------- */
+typedef struct run_state { /* of a run; zeros for a bare trainer */
+    double loss_sum, tokens, seconds, trained; /* since the last row of metrics */
+    double total_loss, total_trained, total_seconds;
+    double best;
+    i64 best_step;  /* 0: none yet */
+    i64 logging_steps, eval_steps, save_steps;
+    i64 floats;     /* operations so far, as total_flos counts them */
+    buffer history; /* rows of metrics.jsonl, joined by commas */
+} run_state;
+
+static void write_trainer_state(buffer *b, const nxt_trainer *t, const run_state *r) {
+    char best[64] = "null";
+    if (r->best_step) snprintf(best, sizeof best, "%.17g", r->best);
+    buffer_print(b, "{\n  \"best_global_step\": %" PRId64 ",\n  \"best_metric\": %s,\n", r->best_step,
+                 best);
+    if (r->best_step)
+        buffer_print(b, "  \"best_model_checkpoint\": \"checkpoint-%" PRId64 "\",\n", r->best_step);
+    else buffer_text(b, "  \"best_model_checkpoint\": null,\n");
+    buffer_print(b, "  \"epoch\": %.17g,\n  \"eval_steps\": %" PRId64 ",\n  \"global_step\": %" PRId64
+                 ",\n  \"is_hyper_param_search\": false,\n  \"is_local_process_zero\": true,\n"
+                 "  \"is_world_process_zero\": true,\n  \"log_history\": [",
+                 (double)t->step / (double)t->steps_per_epoch, r->eval_steps, t->step);
+    if (r->history.n) buffer_add(b, r->history.p, r->history.n);
+    buffer_print(b, "],\n  \"logging_steps\": %" PRId64 ",\n  \"max_steps\": %" PRId64
+                 ",\n  \"num_input_tokens_seen\": %" PRId64 ",\n  \"num_train_epochs\": %" PRId64
+                 ",\n  \"save_steps\": %" PRId64 ",\n  \"stateful_callbacks\": {},\n"
+                 "  \"total_flos\": %" PRId64 ",\n  \"train_batch_size\": %" PRId64
+                 ",\n  \"trial_name\": null,\n  \"trial_params\": null,\n", r->logging_steps,
+                 t->total_steps, t->num_tokens, ceil_div(t->total_steps, t->steps_per_epoch),
+                 r->save_steps, r->floats, t->c.batch_size);
+    buffer_print(b, "  \"neoxtune\": {\"skipped\": %" PRId64 ", \"fingerprint\": \"%016" PRIx64
+                 "\", \"window\": [%.17g, %.17g, %.17g, %.17g], \"total\": [%.17g, %.17g, %.17g]}\n}\n",
+                 t->skipped, trainer_fingerprint(t), r->loss_sum, r->tokens, r->seconds, r->trained,
+                 r->total_loss, r->total_trained, r->total_seconds);
+}
+
+static double json_item(const json *array, i64 i) {
+    const json *v = array ? array->first : NULL;
+    while (v && i-- > 0) v = v->next;
+    return v ? v->number : 0;
+}
+
+static nxt_status read_trainer_state(nxt_trainer *t, const char *path, const json *state,
+                                     run_state *r) {
+    const json *ours = json_get(state, "neoxtune"), *window = json_get(ours, "window");
+    const json *total = json_get(ours, "total"), *history = json_get(state, "log_history");
+    char expected[32];
+    snprintf(expected, sizeof expected, "%016" PRIx64, trainer_fingerprint(t));
+    if (!ours) return fail(t->cx, NXT_FORMAT, "%s: not a checkpoint of neoxtune", path);
+    if (strcmp(json_text(ours, "fingerprint", ""), expected))
+        return fail(t->cx, NXT_ARGUMENT, "%s: the checkpoint was made with other data or other "
+                    "training options; resuming would not continue that run", path);
+    t->step = (i64)json_number(state, "global_step", 0);
+    t->num_tokens = (i64)json_number(state, "num_input_tokens_seen", 0);
+    t->skipped = (i64)json_number(ours, "skipped", 0);
+    r->best_step = (i64)json_number(state, "best_global_step", 0);
+    r->best = json_number(state, "best_metric", 0);
+    r->floats = (i64)json_number(state, "total_flos", 0);
+    r->loss_sum = json_item(window, 0), r->tokens = json_item(window, 1);
+    r->seconds = json_item(window, 2), r->trained = json_item(window, 3);
+    r->total_loss = json_item(total, 0), r->total_trained = json_item(total, 1);
+    r->total_seconds = json_item(total, 2);
+    for (const json *row = history ? history->first : NULL; row; row = row->next) {
+        if (r->history.n) buffer_text(&r->history, ",");
+        json_write(&r->history, row, -1);
+    }
+    return r->history.status;
+}
+
+static nxt_status checkpoint_files(save *s, nxt_trainer *t, const run_state *r,
+                                   const char *dtype_wanted) {
+    nxt_save_config c = nxt_save_config_default();
+    buffer b = {.cx = t->cx};
+    c.dtype = dtype_wanted;
+    TRY(save_model_files(s, t->m, &c));
+    TRY(save_optimizer(s, t));
+    write_trainer_state(&b, t, r);
+    nxt_status status = b.status;
+    if (status == NXT_OK) status = save_text(s, "trainer_state.json", b.p, b.n);
+    buffer_free(&b);
+    return status;
+}
+
+static nxt_status checkpoint_save(nxt_trainer *t, const run_state *r, const char *dir,
+                                  const char *dtype_wanted) {
+    save s;
+    TRY(save_begin(t->cx, dir, &s));
+    nxt_status status = checkpoint_files(&s, t, r, dtype_wanted);
+    if (status == NXT_OK) return save_commit(&s);
+    save_abort(&s);
+    return status;
+}
+
+static nxt_status checkpoint_load(nxt_trainer *t, run_state *r, const char *dir) {
+    arena a = {.cx = t->cx};
+    buffer text = {.cx = t->cx};
+    json *state;
+    const char *path = path_join(&a, dir, "trainer_state.json");
+    const char *optimizer = path_join(&a, dir, "optimizer.safetensors");
+    nxt_status status = path && optimizer ? NXT_OK : NXT_MEMORY;
+    if (status == NXT_OK) status = file_read(t->cx, path, (i64)4 << 30, &text);
+    if (status == NXT_OK) status = json_parse(&a, path, text.p, text.n, &state);
+    if (status == NXT_OK) status = read_trainer_state(t, path, state, r);
+    if (status == NXT_OK) status = load_optimizer(t, optimizer, 3);
+    buffer_free(&text);
+    arena_free(&a);
+    return status;
+}
+
+nxt_status nxt_trainer_save(nxt_trainer *t, const char *dir) {
+    return checkpoint_save(t, &(run_state){0}, dir, NULL);
+}
+
+nxt_status nxt_trainer_resume(nxt_trainer *t, const char *dir) {
+    run_state r = {.history.cx = t->cx};
+    nxt_status status = checkpoint_load(t, &r, dir);
+    buffer_free(&r.history);
+    return status;
+}
+
+/* -- Runs ----------------------------------------------------------------------------------------- */
+struct nxt_run {
+    nxt_context *cx;
+    nxt_trainer *t;
+    nxt_run_config c;
+    arena arena;
+    run_state state;
+    char *metrics_path;
+    int metrics; /* file descriptor; -1: none */
+    i64 saved_step;
+};
+
+nxt_run_config nxt_run_config_default(void) {
+    return (nxt_run_config){.logging_steps = 1, .eval_steps = 500, .save_steps = 500,
+                            .eval_batch_size = 8, .save_when = NXT_STEPS};
+}
+
+static nxt_status metrics_row(nxt_run *r, const buffer *row) {
+    TRY(row->status);
+    for (i64 done = 0; done < row->n;) {
+        ssize_t n = write(r->metrics, row->p + done, (size_t)(row->n - done));
+        if (n < 0 && errno == EINTR) continue;
+        if (n < 0) return fail_write(r->cx, r->metrics_path);
+        done += n;
+    }
+    if (r->state.history.n) buffer_text(&r->state.history, ",");
+    buffer_add(&r->state.history, row->p, row->n - 1);
+    return r->state.history.status;
+}
+
+static nxt_status log_step(nxt_run *r, nxt_run_info *info) {
+    run_state *s = &r->state;
+    buffer b = {.cx = r->cx};
+    info->logged = 1;
+    info->mean_loss = s->trained > 0 ? s->loss_sum / s->trained : 0;
+    info->tokens_per_second = s->seconds > 0 ? s->tokens / s->seconds : 0;
+    buffer_print(&b, "{\"step\": %" PRId64 ", \"epoch\": %.9g, \"loss\": %.9g, \"grad_norm\": %.9g, "
+                 "\"learning_rate\": %.9g, \"tokens_per_second\": %.1f, \"num_tokens\": %" PRId64
+                 "}\n", info->step.step, info->step.epoch, info->mean_loss, info->step.grad_norm,
+                 info->step.learning_rate, info->tokens_per_second, info->step.num_tokens);
+    s->loss_sum = s->tokens = s->seconds = s->trained = 0;
+    nxt_status status = metrics_row(r, &b);
+    buffer_free(&b);
+    return status;
+}
+
+static nxt_status evaluate_run(nxt_run *r, nxt_run_info *info) {
+    buffer b = {.cx = r->cx};
+    TRY(nxt_evaluate(r->t->m, r->c.eval_data, r->c.eval_batch_size, &info->eval));
+    info->evaluated = 1;
+    const nxt_eval_info *e = &info->eval;
+    buffer_print(&b, "{\"step\": %" PRId64 ", \"epoch\": %.9g, \"eval_loss\": %.9g, "
+                 "\"eval_perplexity\": %.9g, \"eval_runtime\": %.3f, "
+                 "\"eval_samples_per_second\": %.3f}\n", r->t->step,
+                 (double)r->t->step / (double)r->t->steps_per_epoch, e->loss, e->perplexity,
+                 e->seconds, (double)e->examples / fmax(e->seconds, 1e-9));
+    nxt_status status = metrics_row(r, &b);
+    buffer_free(&b);
+    return status;
+}
+
+static bool is_due(const nxt_run *r, nxt_when when, i64 every) {
+    const i64 step = r->t->step;
+    if (when == NXT_STEPS) return every > 0 && step % every == 0;
+    return when == NXT_EPOCH && (step % r->t->steps_per_epoch == 0 || step == r->t->total_steps);
+}
+
+/* The numbers of the checkpoints in a directory, rising. Names that only begin like one
+ * (temporary ones) do not count. */
+static nxt_status list_checkpoints(nxt_context *cx, const char *dir, i64 **steps, i64 *count) {
+    i64 capacity = 0;
+    *steps = NULL, *count = 0;
+    DIR *d = opendir(dir);
+    if (!d) return errno == ENOENT ? NXT_OK : fail_errno(cx, dir, "open");
+    nxt_status status = NXT_OK;
+    for (const struct dirent *e; status == NXT_OK && (e = readdir(d));) {
+        char *end;
+        if (strncmp(e->d_name, "checkpoint-", 11) || e->d_name[11] < '0' || e->d_name[11] > '9')
+            continue;
+        i64 step = strtoll(e->d_name + 11, &end, 10);
+        if (*end) continue;
+        status = mem_grow(cx, steps, *count, *count + 1, &capacity, sizeof **steps);
+        if (status != NXT_OK) break;
+        i64 i = (*count)++; /* insertion keeps them sorted: there are a handful */
+        for (; i > 0 && (*steps)[i - 1] > step; i--) (*steps)[i] = (*steps)[i - 1];
+        (*steps)[i] = step;
+    }
+    closedir(d);
+    return status;
+}
+
+/* Deletes the oldest above the limit, never the best one and never the one just made. */
+static nxt_status rotate(nxt_run *r) {
+    i64 *steps, count;
+    char name[64];
+    if (r->c.save_total_limit <= 0) return NXT_OK;
+    nxt_status status = list_checkpoints(r->cx, r->c.output_dir, &steps, &count);
+    i64 extra = count - r->c.save_total_limit;
+    int dir = status == NXT_OK ? open(r->c.output_dir, O_RDONLY | O_DIRECTORY | O_CLOEXEC) : -1;
+    for (i64 i = 0; dir >= 0 && i < count && extra > 0; i++) {
+        if (steps[i] == r->saved_step || (r->c.load_best_model_at_end && steps[i] == r->state.best_step))
+            continue;
+        snprintf(name, sizeof name, "checkpoint-%" PRId64, steps[i]);
+        remove_tree(dir, name);
+        extra--;
+    }
+    if (dir >= 0) close(dir);
+    mem_drop(r->cx, steps);
+    return status;
+}
+
+nxt_status nxt_run_checkpoint(nxt_run *r, nxt_run_info *info) {
+    arena a = {.cx = r->cx};
+    snprintf(info->checkpoint, sizeof info->checkpoint, "checkpoint-%" PRId64, r->t->step);
+    const char *dir = path_join(&a, r->c.output_dir, info->checkpoint);
+    nxt_status status = dir ? checkpoint_save(r->t, &r->state, dir, r->c.dtype) : NXT_MEMORY;
+    arena_free(&a);
+    TRY(status);
+    info->saved = 1;
+    r->saved_step = r->t->step;
+    return rotate(r);
+}
+
+nxt_status nxt_run_step(nxt_run *r, nxt_run_info *info) {
+    run_state *s = &r->state;
+    *info = (nxt_run_info){0};
+    TRY(nxt_trainer_step(r->t, &info->step));
+    const nxt_step_info *i = &info->step;
+    const double loss = i->skipped ? 0 : i->loss * (double)i->trained_tokens;
+    const double trained = i->skipped ? 0 : (double)i->trained_tokens;
+    s->loss_sum += loss, s->trained += trained;
+    s->total_loss += loss, s->total_trained += trained;
+    s->tokens += (double)i->tokens, s->seconds += i->seconds, s->total_seconds += i->seconds;
+    s->floats += 6 * i->tokens * (r->t->m->elements - r->t->m->s.V * r->t->m->s.C);
+    if (is_due(r, NXT_STEPS, r->c.logging_steps) || nxt_trainer_done(r->t)) TRY(log_step(r, info));
+    if (r->c.eval_data && is_due(r, r->c.eval_when, r->c.eval_steps)) {
+        TRY(evaluate_run(r, info));
+        if (!s->best_step || info->eval.loss < s->best)
+            s->best = info->eval.loss, s->best_step = r->t->step;
+    }
+    if (is_due(r, r->c.save_when, r->c.save_steps)) TRY(nxt_run_checkpoint(r, info));
+    return NXT_OK;
+}
+
+/* Weights of the best checkpoint, when it is not the present state. */
+static nxt_status restore_best(nxt_run *r) {
+    arena a = {.cx = r->cx};
+    if (!r->c.load_best_model_at_end || !r->state.best_step || r->state.best_step == r->t->step)
+        return NXT_OK;
+    const char *path = arena_print(&a, "%s/checkpoint-%" PRId64 "/optimizer.safetensors",
+                                   r->c.output_dir, r->state.best_step);
+    nxt_status status = path ? load_optimizer(r->t, path, 1) : NXT_MEMORY;
+    arena_free(&a);
+    return status;
+}
+
+nxt_status nxt_run_finish(nxt_run *r) {
+    const run_state *s = &r->state;
+    const nxt_trainer *t = r->t;
+    nxt_save_config c = nxt_save_config_default();
+    buffer b = {.cx = r->cx};
+    c.dtype = r->c.dtype;
+    TRY(restore_best(r));
+    TRY(nxt_model_save(t->m, r->c.output_dir, &c));
+    const double seconds = fmax(s->total_seconds, 1e-9);
+    const double samples = (double)t->step * (double)t->data->info.examples
+                           / (double)t->steps_per_epoch;
+    buffer_print(&b, "{\"train_runtime\": %.3f, \"train_samples_per_second\": %.3f, "
+                 "\"train_steps_per_second\": %.4f, \"train_loss\": %.9g, \"total_flos\": %" PRId64
+                 "}\n", seconds, samples / seconds, (double)t->step / seconds,
+                 s->total_trained > 0 ? s->total_loss / s->total_trained : 0, s->floats);
+    nxt_status status = metrics_row(r, &b);
+    buffer_free(&b);
+    return status;
+}
+
+void nxt_run_destroy(nxt_run *r) {
+    if (!r) return;
+    nxt_context *cx = r->cx;
+    if (r->metrics >= 0) close(r->metrics);
+    buffer_free(&r->state.history);
+    arena_free(&r->arena);
+    mem_drop(cx, r);
+}
+
+/* A run that is resumed at a step had perhaps logged later ones before it was killed. */
+static nxt_status rewrite_metrics(nxt_run *r) {
+    buffer b = {.cx = r->cx};
+    const char *row = r->state.history.p, *end = row + r->state.history.n;
+    for (int depth = 0; row && row < end; row++) { /* rows joined by commas: one per line */
+        depth += (*row == '{') - (*row == '}');
+        if (*row == ',' && depth == 0) buffer_text(&b, "\n");
+        else buffer_add(&b, row, 1);
+    }
+    if (b.n) buffer_text(&b, "\n");
+    nxt_status status = b.status;
+    if (status == NXT_OK) status = file_replace(r->cx, r->metrics_path, b.p, b.n);
+    buffer_free(&b);
+    return status;
+}
+
+static nxt_status run_open(nxt_run *r, const char *resume) {
+    TRY(make_directories(r->cx, r->c.output_dir));
+    r->metrics_path = path_join(&r->arena, r->c.output_dir, "metrics.jsonl");
+    const char *run_json = path_join(&r->arena, r->c.output_dir, "run.json");
+    if (!r->metrics_path || !run_json) return NXT_MEMORY;
+    if (resume) TRY(checkpoint_load(r->t, &r->state, resume));
+    TRY(rewrite_metrics(r));
+    if (r->c.run_json)
+        TRY(file_replace(r->cx, run_json, r->c.run_json, (i64)strlen(r->c.run_json)));
+    r->metrics = open(r->metrics_path, O_WRONLY | O_APPEND | O_CLOEXEC);
+    return r->metrics < 0 ? fail_errno(r->cx, r->metrics_path, "open") : NXT_OK;
+}
+
+nxt_status nxt_run_create(nxt_run **out, nxt_trainer *t, const nxt_run_config *config,
+                          const char *resume) {
+    nxt_run *r;
+    *out = NULL;
+    if (!config->output_dir) return fail(t->cx, NXT_ARGUMENT, "a run needs an output directory");
+    if (config->load_best_model_at_end
+        && (config->eval_when == NXT_NEVER || config->eval_when != config->save_when
+            || (config->eval_when == NXT_STEPS && config->save_steps % max64(1, config->eval_steps))))
+        return fail(t->cx, NXT_ARGUMENT, "to load the best model at the end, saving must happen "
+                    "where evaluation does: give both the same strategy and steps");
+    TRY(mem_zero(t->cx, &r, 1, sizeof *r));
+    r->cx = r->arena.cx = r->state.history.cx = t->cx;
+    r->t = t, r->c = *config, r->metrics = -1;
+    r->c.output_dir = arena_text(&r->arena, config->output_dir, strlen(config->output_dir));
+    r->state.logging_steps = config->logging_steps;
+    r->state.eval_steps = config->eval_steps, r->state.save_steps = config->save_steps;
+    nxt_status status = r->c.output_dir ? run_open(r, resume) : NXT_MEMORY;
+    if (status == NXT_OK) *out = r;
+    else nxt_run_destroy(r);
+    return status;
+}
+
+nxt_status nxt_run_last_checkpoint(nxt_context *cx, const char *output_dir, char *path,
+                                   size_t capacity) {
+    i64 *steps, count;
+    path[0] = 0;
+    TRY(list_checkpoints(cx, output_dir, &steps, &count));
+    if (count)
+        snprintf(path, capacity, "%s/checkpoint-%" PRId64, output_dir, steps[count - 1]);
+    mem_drop(cx, steps);
+    return NXT_OK;
+}
+
+/* ============================================================================
+ * § 23  The program
+ *
+ * An example of using the header, and nothing but the header: options from one table,
+ * lines on a terminal, signals. Machine-readable results go to standard output, everything
+ * meant for people to standard error.
+ */
+#if !defined(NXT_NO_MAIN)
+#include <signal.h>
+
+typedef enum command {
+    TRAIN = 1, EVAL = 2, GENERATE = 4, TOKENIZE = 8, INFO = 16, INIT = 32
+} command;
+
+typedef struct options {
+    const char *model, *tokenizer, *output_dir, *eval_data, *prompt, *prompts, *config, *output;
+    const char *data[64], *stop[16], *file;
+    int64_t data_count, stop_count;
+    nxt_data_config d;
+    nxt_train_config t;
+    nxt_run_config r;
+    nxt_sample_config s;
+    const char *truncation, *train_on, *schedule, *eval_strategy, *save_strategy, *resume;
+    const char *device, *dtype, *optim, *cpu;
+    double eval_split, test_split;
+    int64_t max_eval_samples, max_new_tokens, max_length, max_input_tokens, threads, top_k, seed;
+    int64_t max_train_samples, eval_batch_size;
+    int overwrite, json, add_start_token, decode, lines, count, no_shuffle, no_eos, yes_eos;
+    int dry_run, tensors, skip_bad_lines, load_best, bf16;
+} options;
+
+/* One row per option: the table parses, prints the help, reads config files, and writes
+ * run.json. Names are Hugging Face's where one exists. */
+typedef struct option {
+    const char *name, *value; /* what --help calls the value; NULL: a flag */
+    char kind;                /* s text, i integer, d number, b flag, l list of texts */
+    size_t field;
+    int commands;
+    const char *help;
+} option;
+
+#define AT(field) offsetof(options, field)
+enum { DATA_COMMANDS = TRAIN | EVAL | INFO | GENERATE, ALL_COMMANDS = 63 };
+
+static const option option_table[] = {
+    {"model", "DIR", 's', AT(model), ALL_COMMANDS & ~INIT, "model directory, hub-cache folder or hub name"},
+    {"tokenizer", "PATH", 's', AT(tokenizer), ALL_COMMANDS, "tokenizer.json or a folder; default: the model's"},
+    {"data", "FILE", 'l', AT(data), TRAIN | EVAL | INFO, ".txt, .jsonl or .json; may be repeated"},
+    {"output-dir", "DIR", 's', AT(output_dir), TRAIN | INIT, "where results go"},
+    {"overwrite-output-dir", NULL, 'b', AT(overwrite), TRAIN, "replace an earlier run there"},
+    {"dry-run", NULL, 'b', AT(dry_run), TRAIN, "report data and memory, train nothing"},
+    {"config", "FILE", 's', AT(config), INIT, "config.json of the architecture"},
+    {"block-size", "N", 'i', AT(d.block_size), DATA_COMMANDS, "join texts and cut them into blocks of N tokens"},
+    {"max-length", "N", 'i', AT(max_length), DATA_COMMANDS, "longest example (generate: prompt and answer) in tokens"},
+    {"truncation", "HOW", 's', AT(truncation), DATA_COMMANDS, "right, left, prompt or error"},
+    {"text-column", "C", 's', AT(d.text_column), DATA_COMMANDS, "the column to train on"},
+    {"prompt-column", "C", 's', AT(d.prompt_column), DATA_COMMANDS, "the column to condition on"},
+    {"completion-column", "C", 's', AT(d.completion_column), DATA_COMMANDS, "the column to learn"},
+    {"template", "T", 's', AT(d.template_text), DATA_COMMANDS, "text with {column} places; \\n, or @file"},
+    {"train-on", "WHAT", 's', AT(train_on), DATA_COMMANDS, "completion (default where there is one) or all"},
+    {"append-eos", NULL, 'b', AT(yes_eos), TRAIN | EVAL | INFO, "end texts with eos inside blocks too"},
+    {"no-append-eos", NULL, 'b', AT(no_eos), TRAIN | EVAL | INFO, "do not end examples with eos"},
+    {"skip-bad-lines", NULL, 'b', AT(skip_bad_lines), DATA_COMMANDS, "count broken rows instead of stopping"},
+    {"max-train-samples", "N", 'i', AT(max_train_samples), TRAIN | INFO, "first N rows only"},
+    {"max-eval-samples", "N", 'i', AT(max_eval_samples), TRAIN | EVAL, "first N rows only"},
+    {"eval-data", "FILE", 's', AT(eval_data), TRAIN, "held-out data"},
+    {"eval-split", "F", 'd', AT(eval_split), TRAIN, "hold out this share for evaluation"},
+    {"test-split", "F", 'd', AT(test_split), TRAIN, "hold out this share for later"},
+    {"no-shuffle", NULL, 'b', AT(no_shuffle), TRAIN, "keep the order of the data"},
+    {"seed", "N", 'i', AT(seed), TRAIN | GENERATE | INIT, "of everything random (42)"},
+    {"learning-rate", "X", 'd', AT(t.learning_rate), TRAIN, "peak rate (5e-5)"},
+    {"num-train-epochs", "X", 'd', AT(t.num_train_epochs), TRAIN, "passes over the data (3)"},
+    {"max-steps", "N", 'i', AT(t.max_steps), TRAIN, "optimizer steps; wins over epochs"},
+    {"per-device-train-batch-size", "N", 'i', AT(t.batch_size), TRAIN | INFO, "examples per micro-batch (8)"},
+    {"per-device-eval-batch-size", "N", 'i', AT(eval_batch_size), TRAIN | EVAL, "examples per evaluation batch (8)"},
+    {"gradient-accumulation-steps", "N", 'i', AT(t.gradient_accumulation_steps), TRAIN | INFO, "micro-batches per step (1)"},
+    {"lr-scheduler-type", "S", 's', AT(schedule), TRAIN, "linear, cosine, constant or constant_with_warmup"},
+    {"warmup-steps", "N", 'i', AT(t.warmup_steps), TRAIN, "steps of rising rate"},
+    {"warmup-ratio", "X", 'd', AT(t.warmup_ratio), TRAIN, "the same as a share of all steps"},
+    {"weight-decay", "X", 'd', AT(t.weight_decay), TRAIN, "of matrices, not of biases and norms (0)"},
+    {"max-grad-norm", "X", 'd', AT(t.max_grad_norm), TRAIN, "clip the gradient's norm (1); 0: never"},
+    {"optim", "O", 's', AT(optim), TRAIN, "adamw"},
+    {"adam-beta1", "X", 'd', AT(t.adam_beta1), TRAIN, "(0.9)"},
+    {"adam-beta2", "X", 'd', AT(t.adam_beta2), TRAIN, "(0.999)"},
+    {"adam-epsilon", "X", 'd', AT(t.adam_epsilon), TRAIN, "(1e-8)"},
+    {"max-skipped-steps", "N", 'i', AT(t.max_skipped_steps), TRAIN, "skip so many steps that are not finite (0)"},
+    {"logging-steps", "N", 'i', AT(r.logging_steps), TRAIN, "a row of metrics.jsonl every N steps (1)"},
+    {"eval-strategy", "W", 's', AT(eval_strategy), TRAIN, "no, steps or epoch (epoch when there is held-out data)"},
+    {"eval-steps", "N", 'i', AT(r.eval_steps), TRAIN, "evaluate every N steps (500)"},
+    {"save-strategy", "W", 's', AT(save_strategy), TRAIN, "no, steps or epoch (steps)"},
+    {"save-steps", "N", 'i', AT(r.save_steps), TRAIN, "save every N steps (500)"},
+    {"save-total-limit", "N", 'i', AT(r.save_total_limit), TRAIN, "keep at most N checkpoints"},
+    {"load-best-model-at-end", NULL, 'b', AT(load_best), TRAIN, "finish with the checkpoint of lowest eval_loss"},
+    {"resume-from-checkpoint", "DIR", 's', AT(resume), TRAIN, "a checkpoint, or last"},
+    {"prompt", "TEXT", 's', AT(prompt), GENERATE, "what to continue"},
+    {"prompts", "FILE", 's', AT(prompts), GENERATE, "a prompt per line, or rows"},
+    {"max-new-tokens", "N", 'i', AT(max_new_tokens), GENERATE | EVAL, "tokens to generate at most (64)"},
+    {"max-input-tokens", "N", 'i', AT(max_input_tokens), GENERATE, "keep so many of the prompt's last tokens"},
+    {"temperature", "X", 'd', AT(s.temperature), GENERATE, "randomness; 0: greedy"},
+    {"top-k", "N", 'i', AT(top_k), GENERATE, "draw from the N likeliest tokens"},
+    {"top-p", "X", 'd', AT(s.top_p), GENERATE, "draw from the likeliest tokens of mass X"},
+    {"repetition-penalty", "X", 'd', AT(s.repetition_penalty), GENERATE, "above 1: repeat less"},
+    {"stop", "TEXT", 'l', AT(stop), GENERATE, "stop before this text; may be repeated"},
+    {"add-start-token", NULL, 'b', AT(add_start_token), EVAL, "(always on for perplexities; accepted)"},
+    {"decode", NULL, 'b', AT(decode), TOKENIZE, "ids in, text out"},
+    {"lines", NULL, 'b', AT(lines), TOKENIZE, "every line a text of its own"},
+    {"count", NULL, 'b', AT(count), TOKENIZE, "print the number of tokens only"},
+    {"tensors", NULL, 'b', AT(tensors), INFO, "list every tensor"},
+    {"dtype", "T", 's', AT(dtype), TRAIN | INIT, "f32, f16 or bf16 for what is saved; default: as the base"},
+    {"device", "D", 's', AT(device), ALL_COMMANDS, "cpu"},
+    {"cpu", "K", 's', AT(cpu), ALL_COMMANDS, "kernels: reference, baseline, avx2 or avx512 (the best)"},
+    {"threads", "N", 'i', AT(threads), ALL_COMMANDS, "processors to use (all)"},
+    {"json", NULL, 'b', AT(json), EVAL | GENERATE | INFO, "one JSON object on standard output"},
+};
+#undef AT
+
+static const struct { const char *alias, *name; } option_aliases[] = {
+    {"evaluation-strategy", "eval-strategy"}, {"batch-size", "per-device-train-batch-size"},
+    {"eval-batch-size", "per-device-eval-batch-size"}, {"lr", "learning-rate"},
+    {"epochs", "num-train-epochs"}, {"model-name-or-path", "model"}, {"train-file", "data"},
+    {"validation-file", "eval-data"}, {"max-seq-length", "max-length"},
+};
+
+static const struct { const char *name; command bit; const char *help; } command_table[] = {
+    {"train", TRAIN, "fine-tune a model on text or on prompts and completions"},
+    {"eval", EVAL, "loss, perplexity and, with completions, exact match"},
+    {"generate", GENERATE, "continue a prompt"},
+    {"tokenize", TOKENIZE, "text to token ids, and back"},
+    {"info", INFO, "architecture, parameters, memory"},
+    {"init", INIT, "a model directory with random weights"},
+};
+
+/* -- Small things ---------------------------------------------------------------------------------- */
+static volatile sig_atomic_t interrupted; /* the program's one global: signals have no argument */
+static nxt_context *volatile signal_context;
+
+PRINTF_LIKE(1, 2)
+static int usage_error(const char *format, ...) {
+    va_list args;
+    va_start(args, format);
+    fputs("neoxtune: ", stderr);
+    vfprintf(stderr, format, args);
+    fputs("\n", stderr);
+    va_end(args);
+    return 2;
+}
+
+static int report(const nxt_context *cx, nxt_status status) {
+    if (status == NXT_OK) return 0;
+    fprintf(stderr, "neoxtune: %s\n", nxt_error_message(cx));
+    return status == NXT_CANCELLED ? 130 : 1;
+}
+
+static void print_log(void *user, nxt_log_level level, const char *line) {
+    (void)user;
+    fprintf(stderr, "%s%s\n", level == NXT_LOG_WARNING ? "warning: " : "", line);
+}
+
+static void print_json_text(const char *text, size_t n) {
+    putchar('"');
+    for (size_t i = 0; i < n; i++) {
+        unsigned char c = (unsigned char)text[i];
+        if (c == '"' || c == '\\') printf("\\%c", c);
+        else if (c == '\n') fputs("\\n", stdout);
+        else if (c == '\t') fputs("\\t", stdout);
+        else if (c < 32 || c == 127) printf("\\u%04x", c);
+        else putchar(c);
+    }
+    putchar('"');
+}
+
+/* -- Options ------------------------------------------------------------------------------------------ */
+static bool same_name(const char *a, const char *b) { /* - and _ are one character */
+    for (; *a || *b; a++, b++)
+        if ((*a == '_' ? '-' : *a) != (*b == '_' ? '-' : *b)) return false;
+    return true;
+}
+
+static const option *find_option(const char *name, int commands) {
+    for (int64_t i = 0; i < COUNT(option_aliases); i++)
+        if (same_name(name, option_aliases[i].alias)) name = option_aliases[i].name;
+    for (int64_t i = 0; i < COUNT(option_table); i++)
+        if (same_name(name, option_table[i].name) && (option_table[i].commands & commands))
+            return &option_table[i];
+    return NULL;
+}
+
+/* Edit distance, for "did you mean": one row of the usual table. */
+static int distance(const char *a, const char *b) {
+    int row[64];
+    const int n = (int)strlen(b);
+    if (n > 62) return 99;
+    for (int j = 0; j <= n; j++) row[j] = j;
+    for (int i = 1; a[i - 1]; i++) {
+        int diagonal = row[0];
+        row[0] = i;
+        for (int j = 1; j <= n; j++) {
+            const int up = row[j], same = (a[i - 1] == '_' ? '-' : a[i - 1]) == b[j - 1];
+            int best = diagonal + !same;
+            if (up + 1 < best) best = up + 1;
+            if (row[j - 1] + 1 < best) best = row[j - 1] + 1;
+            row[j] = best;
+            diagonal = up;
+        }
+    }
+    return row[n];
+}
+
+static int unknown_option(const char *name, int commands) {
+    const char *nearest = NULL;
+    int best = 6;
+    for (int64_t i = 0; i < COUNT(option_table); i++)
+        if (option_table[i].commands & commands) {
+            int d = distance(name, option_table[i].name);
+            if (d < best) best = d, nearest = option_table[i].name;
+        }
+    if (nearest) return usage_error("unknown option --%s; did you mean --%s?", name, nearest);
+    return usage_error("unknown option --%s; --help lists the options", name);
+}
+
+static int set_list(const char **list, int64_t capacity, int64_t *count, const char *name,
+                    const char *value) {
+    if (*count == capacity) return usage_error("--%s is given too often", name);
+    list[(*count)++] = value;
+    return 0;
+}
+
+/* Sets one option from its text. Returns 0, or 2 after saying what is wrong. */
+static int set_option(options *o, const option *p, const char *value) {
+    char *end, *field = (char *)o + p->field;
+    errno = 0;
+    if (p->kind == 's') *(const char **)field = value;
+    else if (p->kind == 'b') {
+        const bool no = !strcmp(value, "false") || !strcmp(value, "0") || !strcmp(value, "no");
+        *(int *)field = !no;
+    } else if (p->kind == 'd') {
+        *(double *)field = strtod(value, &end);
+        if (*end || end == value || errno)
+            return usage_error("--%s: \"%s\" is not a number", p->name, value);
+    } else if (p->kind == 'i') {
+        const double x = strtod(value, &end); /* 1e4 is welcome */
+        *(int64_t *)field = (int64_t)x;
+        if (*end || end == value || x != (double)(int64_t)x || fabs(x) > 9e15)
+            return usage_error("--%s: \"%s\" is not a whole number", p->name, value);
+    } else if (!strcmp(p->name, "data")) {
+        return set_list(o->data, COUNT(o->data), &o->data_count, p->name, value);
+    } else {
+        return set_list(o->stop, COUNT(o->stop), &o->stop_count, p->name, value);
+    }
+    return 0;
+}
+
+typedef struct config_reader {
+    options *o;
+    int command;
+    int status;
+    bool strict; /* a name that is no option is an error (a file the user wrote) */
+} config_reader;
+
+static void take_config(void *user, const char *name, const char *value) {
+    config_reader *r = user;
+    const option *p = find_option(name, r->command);
+    if (r->status) return;
+    if (!p) r->status = r->strict ? unknown_option(name, r->command) : 0;
+    else r->status = set_option(r->o, p, value); /* values live as long as the context */
+}
+
+static int parse_options(options *o, nxt_context *cx, int commands, int argc, char **argv) {
+    for (int i = 2; i < argc; i++) {
+        const char *a = argv[i];
+        char name[64];
+        if (a[0] != '-' || !a[1]) {
+            if (commands != TOKENIZE || o->file)
+                return usage_error("unexpected \"%s\"; options begin with --", a);
+            o->file = a;
+            continue;
+        }
+        if (a[1] != '-') return usage_error("unknown option %s; options begin with --", a);
+        const char *value = strchr(a, '=');
+        snprintf(name, sizeof name, "%.*s", value ? (int)(value - a - 2) : 60, a + 2);
+        const bool config_file = same_name(name, "config-file");
+        const option *p = config_file ? NULL : find_option(name, commands);
+        if (!p && !config_file) return unknown_option(name, commands);
+        if (value) value++;
+        else if (p && p->kind == 'b') value = "true";
+        else if (++i < argc) value = argv[i];
+        else return usage_error("--%s needs a value", name);
+        if (config_file) {
+            config_reader r = {.o = o, .command = commands, .strict = true};
+            if (nxt_options_read(cx, value, take_config, &r) != NXT_OK)
+                return report(cx, NXT_FORMAT);
+            if (r.status) return r.status;
+            continue;
+        }
+        int status = set_option(o, p, value);
+        if (status) return status;
+        while (p->kind == 'l' && i + 1 < argc && argv[i + 1][0] != '-') /* --data A B C */
+            if ((status = set_option(o, p, argv[++i]))) return status;
+    }
+    return 0;
+}
+
+static options default_options(void) {
+    options o = {.d = nxt_data_config_default(), .t = nxt_train_config_default(),
+                 .r = nxt_run_config_default(), .s = nxt_sample_config_default(),
+                 .seed = 42, .max_new_tokens = 64, .eval_batch_size = 8};
+    o.d.max_length = 0;
+    return o;
+}
+
+/* A word out of a few. Returns its place, or -1 after saying what there is. */
+static int choose(const char *option_name, const char *value, const char *const *words, int n) {
+    for (int i = 0; i < n; i++)
+        if (same_name(value, words[i])) return i;
+    char list[160] = "";
+    for (int i = 0; i < n; i++) {
+        size_t used = strlen(list);
+        snprintf(list + used, sizeof list - used, "%s%s", i ? ", " : "", words[i]);
+    }
+    usage_error("--%s: \"%s\" is none of %s", option_name, value, list);
+    return -1;
+}
+
+/* Words to enumerators, and what one option implies for another. */
+static int settle_options(options *o) {
+    static const char *const truncations[] = {"auto", "right", "left", "prompt", "error"};
+    static const char *const trained[] = {"completion", "all"};
+    static const char *const schedules[] = {"linear", "cosine", "constant", "constant-with-warmup"};
+    static const char *const whens[] = {"no", "steps", "epoch"};
+    static const char *const optims[] = {"adamw", "adamw-torch", "adamw-torch-fused", "adamw-hf"};
+    static const char *const devices[] = {"cpu"};
+    int i = 0;
+    if (o->truncation && (i = choose("truncation", o->truncation, truncations, 5)) >= 0)
+        o->d.truncation = (nxt_truncation)i;
+    if (i >= 0 && o->train_on && (i = choose("train-on", o->train_on, trained, 2)) >= 0)
+        o->d.train_on_all = i;
+    if (i >= 0 && o->schedule && (i = choose("lr-scheduler-type", o->schedule, schedules, 4)) >= 0)
+        o->t.schedule = (nxt_schedule)i;
+    o->r.eval_when = o->eval_data || o->eval_split > 0 ? NXT_EPOCH : NXT_NEVER;
+    if (i >= 0 && o->eval_strategy && (i = choose("eval-strategy", o->eval_strategy, whens, 3)) >= 0)
+        o->r.eval_when = (nxt_when)i;
+    if (i >= 0 && o->save_strategy && (i = choose("save-strategy", o->save_strategy, whens, 3)) >= 0)
+        o->r.save_when = (nxt_when)i;
+    if (i >= 0 && o->optim) i = choose("optim", o->optim, optims, 4);
+    if (i >= 0 && o->device) i = choose("device", o->device, devices, 1);
+    if (i < 0) return 2;
+    o->d.append_eos = o->no_eos ? 0 : o->yes_eos ? 1 : -1;
+    o->d.skip_bad_lines = o->skip_bad_lines;
+    o->t.shuffle = !o->no_shuffle;
+    o->t.seed = o->s.seed = (uint64_t)o->seed;
+    o->s.top_k = (int)o->top_k;
+    if ((o->top_k > 0 || o->s.top_p < 1) && o->s.temperature == 0) o->s.temperature = 1;
+    o->r.eval_batch_size = o->eval_batch_size;
+    o->r.load_best_model_at_end = o->load_best;
+    o->r.dtype = o->dtype;
+    return 0;
+}
+
+static void print_help(int commands) {
+    if (!commands) {
+        puts("neoxtune: fine-tune GPT-NeoX (Pythia) models, without Python\n\nusage: neoxtune COMMAND "
+             "[OPTIONS]       neoxtune COMMAND --help\n");
+        for (int64_t i = 0; i < COUNT(command_table); i++)
+            printf("  %-10s %s\n", command_table[i].name, command_table[i].help);
+        puts("\n  neoxtune train --model pythia-70m --data notes.txt --block-size 128 "
+             "--output-dir tuned");
+        return;
+    }
+    for (int64_t i = 0; i < COUNT(command_table); i++)
+        if ((int)command_table[i].bit == commands)
+            printf("neoxtune %s: %s\n\n", command_table[i].name, command_table[i].help);
+    for (int64_t i = 0; i < COUNT(option_table); i++)
+        if (option_table[i].commands & commands) {
+            char left[64];
+            snprintf(left, sizeof left, "--%s %s", option_table[i].name,
+                     option_table[i].value ? option_table[i].value : "");
+            printf("  %-36s %s\n", left, option_table[i].help);
+        }
+    printf("  %-36s %s\n", "--config-file F.json", "the same options from a file");
+}
+
+/* -- Where a model is ------------------------------------------------------------------------------------ */
+static bool file_exists(const char *dir, const char *name) {
+    char path[4096];
+    struct stat st;
+    snprintf(path, sizeof path, "%s%s%s", dir, *name ? "/" : "", name);
+    return stat(path, &st) == 0;
+}
+
+/* A hub-cache folder keeps versions below snapshots/; refs/main names the one in use. */
+static bool find_snapshot(const char *folder, char *out, size_t n) {
+    char path[4096], version[256] = "";
+    snprintf(path, sizeof path, "%s/refs/main", folder);
+    FILE *f = fopen(path, "r");
+    if (f) {
+        if (!fgets(version, sizeof version, f)) version[0] = 0;
+        version[strcspn(version, "\r\n")] = 0;
+        fclose(f);
+    }
+    snprintf(path, sizeof path, "%s/snapshots", folder);
+    if (version[0] && file_exists(path, version)) {
+        snprintf(out, n, "%.2000s/%s", path, version);
+        return true;
+    }
+    DIR *d = opendir(path);
+    bool found = false;
+    for (const struct dirent *e; d && !found && (e = readdir(d));)
+        if (e->d_name[0] != '.') {
+            snprintf(out, n, "%.2000s/%s", path, e->d_name);
+            found = file_exists(out, "config.json");
+        }
+    if (d) closedir(d);
+    return found;
+}
+
+/* "org/name" in the local cache: $HF_HUB_CACHE, $HF_HOME/hub, ~/.cache/huggingface/hub. */
+static bool find_in_cache(const char *name, char *out, size_t n) {
+    char folder[4096], safe[512];
+    const char *cache = getenv("HF_HUB_CACHE"), *hf = getenv("HF_HOME"), *home = getenv("HOME");
+    size_t k = 0;
+    for (const char *p = name; *p && k + 3 < sizeof safe; p++) {
+        if (*p == '/') safe[k++] = '-', safe[k++] = '-';
+        else safe[k++] = *p;
+    }
+    safe[k] = 0;
+    if (cache) snprintf(folder, sizeof folder, "%.2000s/models--%s", cache, safe);
+    else if (hf) snprintf(folder, sizeof folder, "%.2000s/hub/models--%s", hf, safe);
+    else snprintf(folder, sizeof folder, "%.2000s/.cache/huggingface/hub/models--%s",
+                  home ? home : "", safe);
+    return find_snapshot(folder, out, n);
+}
+
+static int find_model(const char *name, char *out, size_t n) {
+    if (!name) return usage_error("--model is missing");
+    snprintf(out, n, "%s", name);
+    if (file_exists(name, "config.json") || find_snapshot(name, out, n)) return 0;
+    const char *slash = strchr(name, '/');
+    const bool hub = slash && slash != name && slash[1] && !strchr(slash + 1, '/') && name[0] != '.';
+    if (hub && find_in_cache(name, out, n)) return 0;
+    struct stat st;
+    if (stat(name, &st) == 0) {
+        fprintf(stderr, "neoxtune: %s: no config.json in it: not a model directory\n", name);
+        return 1;
+    }
+    fprintf(stderr, "neoxtune: %s: no such model directory\n", name);
+    if (hub)
+        fprintf(stderr, "To download it:\n  mkdir -p %s && cd %s && for f in config.json "
+                "tokenizer.json tokenizer_config.json model.safetensors; do\n"
+                "    curl -fLO https://huggingface.co/%s/resolve/main/$f; done\n",
+                slash + 1, slash + 1, name);
+    return 1;
+}
+
+/* -- What every command begins with ------------------------------------------------------------------- */
+typedef struct app {
+    options o;
+    nxt_context *cx;
+    nxt_model *model;
+    nxt_tokenizer *tok;
+    nxt_dataset *data, *eval, *test;
+    nxt_trainer *trainer;
+    nxt_run *run;
+    nxt_session *session;
+    char dir[4096];
+    nxt_model_info info;
+} app;
+
+static void close_app(app *a) {
+    signal_context = NULL;
+    nxt_session_destroy(a->session);
+    nxt_run_destroy(a->run);
+    nxt_trainer_destroy(a->trainer);
+    nxt_dataset_destroy(a->data);
+    nxt_dataset_destroy(a->eval);
+    nxt_dataset_destroy(a->test);
+    nxt_tokenizer_destroy(a->tok);
+    nxt_model_destroy(a->model);
+    nxt_context_destroy(a->cx);
+}
+
+/* The model's own record of how its data was prepared, where it has one. */
+static int read_record(app *a, int commands) {
+    char path[4200];
+    snprintf(path, sizeof path, "%s/run.json", a->dir);
+    config_reader r = {.o = &a->o, .command = commands & (EVAL | GENERATE)};
+    if (!r.command || !file_exists(a->dir, "run.json")) return 0;
+    options given = a->o;
+    a->o = default_options();
+    if (nxt_options_read(a->cx, path, take_config, &r) != NXT_OK) return report(a->cx, NXT_FORMAT);
+    nxt_data_config recorded = a->o.d; /* the data options alone are taken over */
+    const char *truncation = a->o.truncation, *train_on = a->o.train_on;
+    int64_t max_length = a->o.max_length;
+    a->o = given;
+    nxt_data_config *d = &a->o.d;
+    if (!d->block_size && !a->o.max_length) {
+        d->block_size = commands == EVAL ? recorded.block_size : 0;
+        if (commands == EVAL) a->o.max_length = max_length;
+    }
+    if (!d->template_text && !d->text_column && !d->completion_column) {
+        d->template_text = recorded.template_text, d->text_column = recorded.text_column;
+        d->prompt_column = recorded.prompt_column;
+        d->completion_column = recorded.completion_column;
+    }
+    if (!a->o.truncation) a->o.truncation = truncation;
+    if (!a->o.train_on) a->o.train_on = train_on;
+    return 0;
+}
+
+/* A template may be given inline, reading \n \t \\, or as @file. */
+static int read_template(app *a) {
+    const char *t = a->o.d.template_text;
+    static const char escapes[] = "n\nt\t\\\\";
+    if (!t) return 0;
+    if (t[0] == '@') {
+        const char *text = NULL;
+        if (nxt_text_read(a->cx, t + 1, &text) != NXT_OK) return report(a->cx, NXT_IO);
+        a->o.d.template_text = text;
+        return 0;
+    }
+    char *out = malloc(strlen(t) + 1), *p = out;
+    if (!out) return usage_error("out of memory");
+    for (; *t; t++) {
+        const char *e = *t == '\\' && t[1] ? strchr(escapes, t[1]) : NULL;
+        if (e && (e - escapes) % 2 == 0) *p++ = e[1], t++;
+        else *p++ = *t;
+    }
+    *p = 0;
+    const char *kept = NULL;
+    nxt_status status = nxt_text_keep(a->cx, out, &kept);
+    free(out);
+    a->o.d.template_text = kept;
+    return report(a->cx, status);
+}
+
+static int open_model(app *a, int commands) {
+    int status = find_model(a->o.model, a->dir, sizeof a->dir);
+    if (status || (status = read_record(a, commands)) || (status = read_template(a))
+        || (status = settle_options(&a->o)))
+        return status;
+    const char *from = a->o.tokenizer ? a->o.tokenizer : a->dir;
+    if (nxt_model_load(&a->model, a->cx, a->dir) != NXT_OK) return report(a->cx, NXT_FORMAT);
+    nxt_model_describe(a->model, &a->info);
+    if (nxt_tokenizer_load(&a->tok, a->cx, from) != NXT_OK) return report(a->cx, NXT_FORMAT);
+    a->o.d.eos = nxt_tokenizer_eos(a->tok) >= 0 ? nxt_tokenizer_eos(a->tok) : a->info.eos;
+    a->o.d.max_length = a->o.max_length > 0 ? a->o.max_length : a->info.positions;
+    return 0;
+}
+
+/* -- train ------------------------------------------------------------------------------------------------ */
+static void on_interrupt(int number) { /* the step in progress ends first; a second one kills */
+    interrupted = 1;
+    if (signal_context) nxt_cancel(signal_context);
+    signal(number, SIG_DFL);
+}
+
+static void on_bus_error(int number) {
+    static const char text[] = "neoxtune: a weight or data file shrank while it was in use\n";
+    ssize_t ignored = write(2, text, sizeof text - 1);
+    (void)ignored, (void)number;
+    _exit(1);
+}
+
+static void human_bytes(double bytes, char out[32]) {
+    const char *unit[] = {"bytes", "KB", "MB", "GB", "TB"};
+    int u = 0;
+    while (bytes >= 1000 && u < 4) bytes /= 1000, u++;
+    snprintf(out, 32, u ? "%.3g %s" : "%.0f %s", bytes, unit[u]);
+}
+
+/* Bytes the machine can still give, 0 when it does not say. */
+static double available_memory(void) {
+    char line[256];
+    double kilobytes = 0;
+    FILE *f = fopen("/proc/meminfo", "r");
+    while (f && fgets(line, sizeof line, f))
+        if (sscanf(line, "MemAvailable: %lf", &kilobytes) == 1) break;
+    if (f) fclose(f);
+    return kilobytes * 1024;
+}
+
+static void print_data_report(const char *label, const nxt_dataset *data) {
+    nxt_dataset_info i;
+    nxt_dataset_describe(data, &i);
+    const double examples = i.examples ? (double)i.examples : 1;
+    const double possible = i.tokens > i.examples ? (double)(i.tokens - i.examples) : 1;
+    fprintf(stderr, "%s: %" PRId64 " examples, %" PRId64 " tokens (longest %" PRId64 "), %.1f%% trained, "
+            "%.1f%% end in eos, %" PRId64 " truncated; from %s\n", label, i.examples, i.tokens,
+            i.longest, 100 * (double)i.trained_tokens / possible,
+            100 * (double)i.ends_in_eos / examples, i.truncated, i.columns);
+    if (i.untrained)
+        fprintf(stderr, "warning: %s: %" PRId64 " examples have no token to train on\n", label, i.untrained);
+    if (i.completions_cut)
+        fprintf(stderr, "warning: %s: %" PRId64 " completions were longer than the limit and cut\n",
+                label, i.completions_cut);
+    if (i.bad_lines)
+        fprintf(stderr, "warning: %s: %" PRId64 " bad lines were skipped\n", label, i.bad_lines);
+    if (i.dropped_tokens)
+        fprintf(stderr, "%s: the last %" PRId64 " tokens do not fill a block and are dropped\n", label,
+                i.dropped_tokens);
+}
+
+static int load_datasets(app *a) {
+    options *o = &a->o;
+    nxt_data_config c = o->d;
+    c.max_samples = o->max_train_samples;
+    if (!o->data_count) return usage_error("--data is missing");
+    if (nxt_dataset_from_files(&a->data, a->tok, o->data, (int)o->data_count, &c) != NXT_OK)
+        return report(a->cx, NXT_FORMAT);
+    c.max_samples = o->max_eval_samples;
+    if (o->eval_data && nxt_dataset_from_files(&a->eval, a->tok, &o->eval_data, 1, &c) != NXT_OK)
+        return report(a->cx, NXT_FORMAT);
+    if (o->test_split > 0
+        && nxt_dataset_split(a->data, o->test_split, a->o.t.seed + 1, &a->test) != NXT_OK)
+        return report(a->cx, NXT_ARGUMENT);
+    if (o->eval_split > 0 && !a->eval
+        && nxt_dataset_split(a->data, o->eval_split, a->o.t.seed, &a->eval) != NXT_OK)
+        return report(a->cx, NXT_ARGUMENT);
+    print_data_report("train", a->data);
+    if (a->eval) print_data_report("eval", a->eval);
+    if (a->test) print_data_report("test", a->test);
+    return 0;
+}
+
+/* The memory the run will take, against what the machine has. */
+static int check_memory(app *a) {
+    nxt_memory_plan plan;
+    nxt_dataset_info i;
+    char parts[6][32];
+    nxt_dataset_describe(a->data, &i);
+    int64_t examples = a->o.t.batch_size < i.examples ? a->o.t.batch_size : i.examples;
+    nxt_model_memory(a->model, examples * i.longest, 1, &plan);
+    human_bytes((double)plan.total, parts[0]);
+    human_bytes((double)plan.weights, parts[1]);
+    human_bytes((double)plan.gradients, parts[2]);
+    human_bytes((double)plan.optimizer, parts[3]);
+    human_bytes((double)plan.activations, parts[4]);
+    fprintf(stderr, "memory: %s (weights %s, gradients %s, optimizer %s, activations %s)\n", parts[0],
+            parts[1], parts[2], parts[3], parts[4]);
+    const double available = available_memory();
+    if (available <= 0 || (double)plan.total <= available) return 0;
+    human_bytes(available, parts[5]);
+    fprintf(stderr, "neoxtune: this run needs %s of memory and the machine has %s free: use a "
+            "smaller --per-device-train-batch-size, --max-length or --block-size\n", parts[0], parts[5]);
+    return 1;
+}
+
+static bool directory_in_use(const char *dir) {
+    DIR *d = opendir(dir);
+    bool used = false;
+    for (const struct dirent *e; d && (e = readdir(d));)
+        used |= strcmp(e->d_name, ".") && strcmp(e->d_name, "..");
+    if (d) closedir(d);
+    return used;
+}
+
+static void write_json_value(FILE *f, const char *text) {
+    fputc('"', f);
+    for (; *text; text++) {
+        if (*text == '"' || *text == '\\') fprintf(f, "\\%c", *text);
+        else if ((unsigned char)*text < 32) fprintf(f, "\\u%04x", *text);
+        else fputc(*text, f);
+    }
+    fputc('"', f);
+}
+
+/* run.json: every option that differs from its default, under its own name. */
+static int write_record(app *a, char **text) {
+    const options standard = default_options();
+    size_t n;
+    FILE *f = open_memstream(text, &n);
+    if (!f) return usage_error("out of memory");
+    fprintf(f, "{\n  \"neoxtune\": \"%s\"", nxt_version());
+    for (int64_t i = 0; i < COUNT(option_table); i++) {
+        const option *p = &option_table[i];
+        const char *field = (const char *)&a->o + p->field, *was = (const char *)&standard + p->field;
+        if (!(p->commands & TRAIN)) continue;
+        if (p->kind == 's' && *(const char *const *)field) {
+            fprintf(f, ",\n  \"%s\": ", p->name);
+            write_json_value(f, *(const char *const *)field);
+        } else if (p->kind == 'i' && *(const int64_t *)field != *(const int64_t *)was) {
+            fprintf(f, ",\n  \"%s\": %" PRId64, p->name, *(const int64_t *)field);
+        } else if (p->kind == 'd' && *(const double *)field != *(const double *)was) {
+            fprintf(f, ",\n  \"%s\": %.17g", p->name, *(const double *)field);
+        } else if (p->kind == 'b' && *(const int *)field) {
+            fprintf(f, ",\n  \"%s\": true", p->name);
+        }
+    }
+    fputs(",\n  \"data\": [", f);
+    for (int64_t i = 0; i < a->o.data_count; i++) {
+        fputs(i ? ", " : "", f);
+        write_json_value(f, a->o.data[i]);
+    }
+    fputs("]\n}\n", f);
+    fclose(f);
+    return *text ? 0 : usage_error("out of memory");
+}
+
+/* One line that is rewritten on a terminal; elsewhere at most a line a second. */
+static void show_step(const nxt_run_info *i, bool terminal, double started, double *shown) {
+    struct timespec t;
+    clock_gettime(CLOCK_MONOTONIC, &t);
+    const double now = (double)t.tv_sec + 1e-9 * (double)t.tv_nsec, spent = now - started;
+    const nxt_step_info *s = &i->step;
+    const bool last = s->step == s->total_steps;
+    if (s->skipped)
+        fprintf(stderr, "%swarning: step %" PRId64 " was skipped: its gradient is not finite\n",
+                terminal ? "\r\033[K" : "", s->step);
+    if (!i->logged || (!terminal && !last && s->step > 1 && now - *shown < 1)) return;
+    *shown = now;
+    const double left = spent / (double)s->step * (double)(s->total_steps - s->step);
+    fprintf(stderr, "%sstep %" PRId64 "/%" PRId64 "  epoch %.2f  loss %.4f  lr %.2e  grad %.2f  "
+            "%.0f tokens/s  %d:%02d left%s", terminal ? "\r\033[K" : "", s->step, s->total_steps,
+            s->epoch, i->mean_loss, s->learning_rate, s->grad_norm, i->tokens_per_second,
+            (int)left / 60, (int)left % 60, terminal && !last ? "" : "\n");
+}
+
+static void show_events(const nxt_run_info *i, bool terminal) {
+    if (i->evaluated)
+        fprintf(stderr, "%seval at step %" PRId64 ": loss %.4f, perplexity %.3f (%.1f s)\n",
+                terminal ? "\r\033[K" : "", i->step.step, i->eval.loss, i->eval.perplexity,
+                i->eval.seconds);
+    if (i->saved) fprintf(stderr, "%ssaved %s\n", terminal ? "\r\033[K" : "", i->checkpoint);
+}
+
+/* Steps until the end or an interrupt; then a checkpoint, so that nothing is lost. */
+static int training_loop(app *a) {
+    const bool terminal = isatty(2);
+    nxt_run_info info = {0};
+    struct timespec t;
+    double shown = 0;
+    clock_gettime(CLOCK_MONOTONIC, &t);
+    const double started = (double)t.tv_sec + 1e-9 * (double)t.tv_nsec;
+    while (!nxt_trainer_done(a->trainer) && !interrupted) {
+        nxt_status status = nxt_run_step(a->run, &info);
+        if (status == NXT_CANCELLED && interrupted) break;
+        if (status != NXT_OK) {
+            fputs(terminal ? "\n" : "", stderr);
+            return report(a->cx, status);
+        }
+        show_step(&info, terminal, started, &shown);
+        show_events(&info, terminal);
+    }
+    if (!interrupted) return 0;
+    nxt_cancel_clear(a->cx);
+    if (!info.saved && nxt_run_checkpoint(a->run, &info) != NXT_OK) return report(a->cx, NXT_IO);
+    fprintf(stderr, "\ninterrupted: %s is saved; --resume-from-checkpoint last goes on from there\n",
+            info.checkpoint);
+    return 130;
+}
+
+/* What was written is loaded and evaluated: a model saved as f16 is not the one in memory. */
+static int check_saved(app *a) {
+    nxt_model *saved;
+    nxt_eval_info e;
+    if (nxt_model_load(&saved, a->cx, a->o.output_dir) != NXT_OK) return report(a->cx, NXT_IO);
+    nxt_status status = NXT_OK;
+    if (a->eval) status = nxt_evaluate(saved, a->eval, a->o.eval_batch_size, &e);
+    if (a->eval && status == NXT_OK)
+        fprintf(stderr, "saved model: eval loss %.4f, perplexity %.3f\n", e.loss, e.perplexity);
+    nxt_model_destroy(saved);
+    if (status == NXT_OK) fprintf(stderr, "the model is in %s\n", a->o.output_dir);
+    return report(a->cx, status);
+}
+
+static int find_resume(app *a, char *path, size_t n) {
+    path[0] = 0;
+    if (!a->o.resume) return 0;
+    snprintf(path, n, "%s", a->o.resume);
+    if (strcmp(a->o.resume, "last") && strcmp(a->o.resume, "true")) return 0;
+    if (nxt_run_last_checkpoint(a->cx, a->o.output_dir, path, n) != NXT_OK)
+        return report(a->cx, NXT_IO);
+    if (path[0]) return 0;
+    fprintf(stderr, "neoxtune: %s: no checkpoint to resume from\n", a->o.output_dir);
+    return 1;
+}
+
+static int write_split(app *a, const nxt_dataset *d, const char *name) {
+    char path[4200];
+    nxt_dataset_info i;
+    if (!d) return 0;
+    nxt_dataset_describe(d, &i);
+    if (!i.rows || a->o.d.block_size) return 0;
+    snprintf(path, sizeof path, "%s/%s", a->o.output_dir, name);
+    return report(a->cx, nxt_dataset_write_rows(d, path));
+}
+
+static int start_run(app *a) {
+    char resume[4200], *record = NULL;
+    int status = find_resume(a, resume, sizeof resume);
+    if (!status) status = write_record(a, &record);
+    if (status) return status;
+    a->o.r.output_dir = a->o.output_dir;
+    a->o.r.eval_data = a->eval;
+    a->o.r.run_json = record;
+    if (nxt_trainer_create(&a->trainer, a->model, a->data, &a->o.t) != NXT_OK
+        || nxt_run_create(&a->run, a->trainer, &a->o.r, resume[0] ? resume : NULL) != NXT_OK)
+        status = report(a->cx, NXT_ARGUMENT);
+    free(record);
+    if (!status && a->o.eval_split > 0) status = write_split(a, a->eval, "eval.jsonl");
+    if (!status) status = write_split(a, a->test, "test.jsonl");
+    return status;
+}
+
+static int run_train(app *a) {
+    const char *out = a->o.output_dir;
+    int status = open_model(a, TRAIN);
+    if (status) return status;
+    if (!out && !a->o.dry_run) return usage_error("--output-dir is missing");
+    if (!a->o.dry_run && !a->o.overwrite && !a->o.resume && directory_in_use(out)) {
+        fprintf(stderr, "neoxtune: %s: not empty; --overwrite-output-dir replaces an earlier run, "
+                "--resume-from-checkpoint last continues it\n", out);
+        return 1;
+    }
+    if ((status = load_datasets(a)) || (status = check_memory(a)) || a->o.dry_run) return status;
+    signal_context = a->cx;
+    signal(SIGINT, on_interrupt);
+    signal(SIGTERM, on_interrupt);
+    if ((status = start_run(a)) || (status = training_loop(a))) return status;
+    if (nxt_run_finish(a->run) != NXT_OK) return report(a->cx, NXT_IO);
+    return check_saved(a);
+}
+
+/* -- generate ---------------------------------------------------------------------------------------------- */
+typedef struct completion { /* one sequence on its way */
+    int32_t *ids;           /* prompt and new tokens */
+    int64_t n, prompt;
+    char *text;             /* bytes of the new tokens, special ones left out */
+    size_t bytes;
+    size_t printed;
+    bool done;
+} completion;
+
+/* Adds a token's bytes; finishes at eos, at a stop text (which is cut off) or at the limits. */
+static int take_token(app *a, completion *c, int32_t id, int64_t capacity) {
+    size_t more = 0;
+    c->ids[c->n++] = id;
+    if (!nxt_token_is_special(a->tok, id)) {
+        if (nxt_decode(a->tok, &id, 1, NULL, 0, &more) != NXT_OK) return report(a->cx, NXT_FORMAT);
+        char *bigger = realloc(c->text, c->bytes + more + 1);
+        if (!bigger) return usage_error("out of memory");
+        c->text = bigger;
+        if (nxt_decode(a->tok, &id, 1, c->text + c->bytes, more, &more) != NXT_OK)
+            return report(a->cx, NXT_FORMAT);
+        c->bytes += more;
+        c->text[c->bytes] = 0;
+    }
+    for (int64_t s = 0; s < a->o.stop_count; s++) {
+        char *at = c->text ? strstr(c->text, a->o.stop[s]) : NULL;
+        if (at) *at = 0, c->bytes = (size_t)(at - c->text), c->done = true;
+    }
+    const bool eos = id == a->o.d.eos || id == a->info.eos;
+    c->done |= eos || c->n - c->prompt >= a->o.max_new_tokens || c->n >= capacity;
+    return 0;
+}
+
+/* Prints what is certain: whole characters, and nothing that could begin a stop text. */
+static void stream_text(app *a, completion *c) {
+    size_t whole = c->done ? c->bytes : nxt_utf8_whole(c->text ? c->text : "", c->bytes);
+    for (int64_t s = 0; s < a->o.stop_count && !c->done; s++)
+        for (size_t k = strlen(a->o.stop[s]); k-- > 1;)
+            if (whole >= k && !memcmp(c->text + whole - k, a->o.stop[s], k)) {
+                whole -= k;
+                break;
+            }
+    if (whole <= c->printed) return;
+    fwrite(c->text + c->printed, 1, whole - c->printed, stdout);
+    fflush(stdout);
+    c->printed = whole;
+}
+
+static int feed_pending(app *a, completion *c, int count, bool prompts, float *logits, int *which) {
+    nxt_feed *feeds = malloc((size_t)count * sizeof *feeds);
+    int n = 0;
+    if (!feeds) return usage_error("out of memory");
+    for (int i = 0; i < count; i++) {
+        if (c[i].done) continue;
+        const int64_t from = prompts ? 0 : c[i].n - 1;
+        which[n] = i;
+        feeds[n++] = (nxt_feed){.sequence = i, .ids = c[i].ids + from, .n = c[i].n - from};
+    }
+    nxt_status status = n ? nxt_session_feed(a->session, feeds, n, logits) : NXT_OK;
+    free(feeds);
+    return status == NXT_OK ? n : -report(a->cx, status) - 1;
+}
+
+/* Completes `count` prompts side by side. stream: print the first one's text as it comes. */
+static int complete(app *a, completion *c, int count, int64_t capacity, bool stream) {
+    const int64_t V = a->info.vocabulary;
+    float *logits = malloc((size_t)count * (size_t)V * sizeof *logits);
+    int *which = malloc((size_t)count * sizeof *which), status = logits && which ? 0 : 1, n = 0;
+    for (bool prompts = true; !status; prompts = false) {
+        n = feed_pending(a, c, count, prompts, logits, which);
+        if (n <= 0) break;
+        for (int k = 0; k < n && !status; k++) {
+            completion *x = &c[which[k]];
+            int32_t id;
+            if (nxt_sample(a->cx, logits + k * V, V, &a->o.s, (uint64_t)which[k], x->ids, x->n, &id)
+                != NXT_OK)
+                status = report(a->cx, NXT_DIVERGED);
+            else status = take_token(a, x, id, capacity);
+            if (stream && !status) stream_text(a, x);
+        }
+    }
+    if (n < 0) status = -n - 1;
+    free(logits);
+    free(which);
+    return status;
+}
+
+/* A completion that begins with the prompt's ids, shortened at its beginning when too long. */
+static int begin_completion(app *a, completion *c, const int32_t *ids, int64_t n, int64_t capacity) {
+    int64_t most = capacity - 1;
+    if (a->o.max_input_tokens > 0 && a->o.max_input_tokens < most) most = a->o.max_input_tokens;
+    const int64_t skip = n > most ? n - most : 0;
+    *c = (completion){.ids = malloc((size_t)(capacity + 1) * sizeof *c->ids)};
+    if (!c->ids) return usage_error("out of memory");
+    c->n = c->prompt = n - skip;
+    if (c->n) memcpy(c->ids, ids + skip, (size_t)c->n * sizeof *ids);
+    if (!c->n && a->o.d.eos >= 0) c->ids[0] = a->o.d.eos, c->n = c->prompt = 1; /* as a start */
+    return c->n ? 0 : usage_error("the prompt is empty");
+}
+
+static double now_seconds(void) {
+    struct timespec t;
+    clock_gettime(CLOCK_MONOTONIC, &t);
+    return (double)t.tv_sec + 1e-9 * (double)t.tv_nsec;
+}
+
+static void print_completion_json(app *a, const char *prompt, size_t n, const completion *c,
+                                  double seconds) {
+    (void)a;
+    fputs("{\"prompt\": ", stdout);
+    print_json_text(prompt, n);
+    fputs(", \"completion\": ", stdout);
+    print_json_text(c->text ? c->text : "", c->bytes);
+    fputs(", \"ids\": [", stdout);
+    for (int64_t i = c->prompt; i < c->n; i++) printf("%s%d", i > c->prompt ? ", " : "", c->ids[i]);
+    printf("], \"tokens_per_second\": %.2f}\n", (double)(c->n - c->prompt) / fmax(seconds, 1e-9));
+    fflush(stdout);
+}
+
+static int open_session(app *a, int sequences, int64_t *capacity) {
+    *capacity = a->o.max_length > 0 && a->o.max_length < a->info.positions ? a->o.max_length
+                                                                            : a->info.positions;
+    nxt_session_destroy(a->session);
+    a->session = NULL;
+    return report(a->cx, nxt_session_create(&a->session, a->model, sequences, *capacity));
+}
+
+/* One prompt: its text goes to standard output as it comes, or one JSON object at the end. */
+static int generate_ids(app *a, const char *prompt, size_t bytes, const int32_t *ids, int64_t n,
+                        int64_t capacity) {
+    completion c;
+    const double start = now_seconds();
+    int status = begin_completion(a, &c, ids, n, capacity);
+    nxt_session_rewind(a->session, 0, 0);
+    if (!status) status = complete(a, &c, 1, capacity, !a->o.json);
+    if (!status && a->o.json)
+        print_completion_json(a, prompt, bytes, &c, now_seconds() - start);
+    else if (!status) {
+        stream_text(a, &c);
+        putchar('\n');
+    }
+    free(c.ids);
+    free(c.text);
+    return status;
+}
+
+static int generate_text(app *a, const char *prompt, int64_t capacity) {
+    size_t n = strlen(prompt), count;
+    int32_t *ids = malloc((3 * n + 1) * sizeof *ids); /* NFC can lengthen a text threefold */
+    if (!ids) return usage_error("out of memory");
+    int status = report(a->cx, nxt_encode(a->tok, prompt, n, ids, NULL, 3 * n + 1, &count));
+    if (!status) status = generate_ids(a, prompt, n, ids, (int64_t)count, capacity);
+    free(ids);
+    return status;
+}
+
+/* The prompt part of an example: up to its first trained token. */
+static int64_t prompt_length(const uint8_t *trained, int64_t n, bool completions) {
+    int64_t k = 0;
+    while (k < n && !(completions && trained[k])) k++;
+    return k;
+}
+
+static int decode_text(app *a, const int32_t *ids, int64_t n, char **text, size_t *bytes) {
+    if (nxt_decode(a->tok, ids, (size_t)n, NULL, 0, bytes) != NXT_OK) return report(a->cx, NXT_FORMAT);
+    *text = malloc(*bytes + 1);
+    if (!*text) return usage_error("out of memory");
+    (*text)[*bytes] = 0;
+    return report(a->cx, nxt_decode(a->tok, ids, (size_t)n, *text, *bytes, bytes));
+}
+
+static int generate_file(app *a, int64_t capacity) {
+    nxt_dataset_info info;
+    nxt_data_config c = a->o.d;
+    c.append_eos = 0, c.block_size = 0, c.max_length = capacity;
+    if (c.truncation == NXT_TRUNCATE_AUTO) c.truncation = NXT_TRUNCATE_LEFT;
+    if (nxt_dataset_from_files(&a->data, a->tok, &a->o.prompts, 1, &c) != NXT_OK)
+        return report(a->cx, NXT_FORMAT);
+    nxt_dataset_describe(a->data, &info);
+    int status = 0;
+    for (int64_t i = 0; i < info.examples && !status; i++) {
+        const int32_t *ids;
+        const uint8_t *trained;
+        int64_t n;
+        char *prompt = NULL;
+        size_t bytes;
+        nxt_dataset_example(a->data, i, &ids, &trained, &n);
+        n = prompt_length(trained, n, info.has_completions);
+        if (!(status = decode_text(a, ids, n, &prompt, &bytes)))
+            status = generate_ids(a, prompt, bytes, ids, n, capacity);
+        free(prompt);
+    }
+    return status;
+}
+
+static int run_generate(app *a) {
+    int64_t capacity;
+    char line[65536];
+    int status = open_model(a, GENERATE);
+    if (status || (status = open_session(a, 1, &capacity))) return status;
+    if (a->o.prompts) return generate_file(a, capacity);
+    if (a->o.prompt) return generate_text(a, a->o.prompt, capacity);
+    if (!isatty(0)) { /* the whole input is the prompt */
+        size_t n = fread(line, 1, sizeof line - 1, stdin);
+        line[n] = 0;
+        return generate_text(a, line, capacity);
+    }
+    while (!status && !interrupted) {
+        fputs("> ", stderr);
+        if (!fgets(line, sizeof line, stdin)) break;
+        line[strcspn(line, "\r\n")] = 0;
+        if (line[0]) status = generate_text(a, line, capacity);
+    }
+    return status;
+}
+
+/* -- eval ----------------------------------------------------------------------------------------------------- */
+
+/* Greedy answers to the prompt parts, a few at a time, against the completions. */
+static int exact_match(app *a, double *score) {
+    enum { SIDE_BY_SIDE = 16 };
+    nxt_dataset_info info;
+    completion c[SIDE_BY_SIDE] = {{0}};
+    double sum = 0;
+    int64_t capacity;
+    nxt_dataset_describe(a->data, &info);
+    int status = open_session(a, SIDE_BY_SIDE, &capacity);
+    for (int64_t at = 0; at < info.examples && !status; at += SIDE_BY_SIDE) {
+        const int count = info.examples - at < SIDE_BY_SIDE ? (int)(info.examples - at) : SIDE_BY_SIDE;
+        const int32_t *ids;
+        const uint8_t *trained;
+        int64_t n;
+        for (int k = 0; k < count && !status; k++) {
+            nxt_dataset_example(a->data, at + k, &ids, &trained, &n);
+            nxt_session_rewind(a->session, k, 0);
+            status = begin_completion(a, &c[k], ids, prompt_length(trained, n, true), capacity);
+        }
+        if (!status) status = complete(a, c, count, capacity, false);
+        for (int k = 0; k < count; k++) {
+            char *reference = NULL;
+            size_t bytes;
+            double one = 0;
+            nxt_dataset_example(a->data, at + k, &ids, &trained, &n);
+            const int64_t from = prompt_length(trained, n, true);
+            n -= n > from && ids[n - 1] == a->o.d.eos;
+            if (!status && !(status = decode_text(a, ids + from, n - from, &reference, &bytes)))
+                status = report(a->cx, nxt_score_exact_match(a->cx, c[k].text ? c[k].text : "",
+                                                             reference, &one));
+            sum += one;
+            free(reference);
+            free(c[k].ids);
+            free(c[k].text);
+            c[k] = (completion){0};
+        }
+    }
+    *score = info.examples ? sum / (double)info.examples : 0;
+    return status;
+}
+
+typedef struct eval_numbers {
+    nxt_eval_info e;
+    nxt_dataset_info texts;
+    double *perplexity, mean, bits_per_byte, exact_match;
+    bool completions;
+} eval_numbers;
+
+/* evaluate's definition: the texts alone, no eos, a start token in front. */
+static int text_perplexities(app *a, eval_numbers *r) {
+    nxt_data_config c = a->o.d;
+    double nats = 0;
+    c.append_eos = 0, c.train_on_all = 1, c.max_samples = a->o.max_eval_samples;
+    if (!c.block_size && c.max_length >= a->info.positions) c.max_length = a->info.positions - 1;
+    if (c.block_size >= a->info.positions) c.block_size = a->info.positions - 1;
+    if (nxt_dataset_from_files(&a->eval, a->tok, a->o.data, (int)a->o.data_count, &c) != NXT_OK)
+        return report(a->cx, NXT_FORMAT);
+    nxt_dataset_describe(a->eval, &r->texts);
+    const int32_t bos = a->info.bos >= 0 ? a->info.bos : nxt_tokenizer_bos(a->tok);
+    r->perplexity = calloc((size_t)r->texts.examples + 1, sizeof *r->perplexity);
+    if (!r->perplexity) return usage_error("out of memory");
+    if (nxt_perplexities(a->model, a->eval, a->o.eval_batch_size, bos, r->perplexity) != NXT_OK)
+        return report(a->cx, NXT_ARGUMENT);
+    for (int64_t i = 0; i < r->texts.examples; i++) {
+        const int32_t *ids;
+        const uint8_t *trained;
+        int64_t n;
+        nxt_dataset_example(a->eval, i, &ids, &trained, &n);
+        r->mean += r->perplexity[i] / (double)r->texts.examples;
+        nats += log(r->perplexity[i]) * (double)(n - (bos < 0));
+    }
+    r->bits_per_byte = r->texts.text_bytes ? nats / log(2) / (double)r->texts.text_bytes : 0;
+    return 0;
+}
+
+static void print_eval(app *a, const eval_numbers *r) {
+    if (!a->o.json) {
+        printf("loss %.5f   perplexity %.4f   over %" PRId64 " tokens of %" PRId64 " examples\n",
+               r->e.loss, r->e.perplexity, r->e.tokens, r->e.examples);
+        printf("per text, with a start token: mean perplexity %.4f over %" PRId64
+               " texts; %.4f bits per byte\n", r->mean, r->texts.examples, r->bits_per_byte);
+        if (r->completions) printf("exact match %.1f%%\n", 100 * r->exact_match);
+        return;
+    }
+    printf("{\"loss\": %.9g, \"perplexity\": %.9g, \"tokens\": %" PRId64 ", \"mean_perplexity\": %.9g, "
+           "\"perplexities\": [", r->e.loss, r->e.perplexity, r->e.tokens, r->mean);
+    for (int64_t i = 0; i < r->texts.examples; i++)
+        printf("%s%.9g", i ? ", " : "", r->perplexity[i]);
+    printf("], \"texts\": %" PRId64 ", \"bits_per_byte\": %.9g", r->texts.examples, r->bits_per_byte);
+    if (r->completions) printf(", \"exact_match\": %.9g", r->exact_match);
+    puts("}");
+}
+
+static int run_eval(app *a) {
+    eval_numbers r = {0};
+    nxt_dataset_info info;
+    int status = open_model(a, EVAL);
+    if (status) return status;
+    if (!a->o.data_count) return usage_error("--data is missing");
+    nxt_data_config c = a->o.d;
+    c.max_samples = a->o.max_eval_samples;
+    if (nxt_dataset_from_files(&a->data, a->tok, a->o.data, (int)a->o.data_count, &c) != NXT_OK
+        || nxt_evaluate(a->model, a->data, a->o.eval_batch_size, &r.e) != NXT_OK)
+        return report(a->cx, NXT_FORMAT);
+    print_data_report("eval", a->data);
+    nxt_dataset_describe(a->data, &info);
+    status = text_perplexities(a, &r);
+    r.completions = info.has_completions && !a->o.d.train_on_all;
+    if (!status && r.completions) status = exact_match(a, &r.exact_match);
+    if (!status) print_eval(a, &r);
+    free(r.perplexity);
+    return status;
+}
+
+/* -- tokenize, info, init -------------------------------------------------------------------------------------- */
+static int read_all(const char *path, char **out, size_t *n) {
+    FILE *f = path && strcmp(path, "-") ? fopen(path, "rb") : stdin;
+    size_t capacity = 1 << 16, got;
+    *n = 0;
+    if (!f) {
+        fprintf(stderr, "neoxtune: %s: cannot open: %s\n", path, strerror(errno));
+        return 1;
+    }
+    *out = malloc(capacity);
+    while (*out && (got = fread(*out + *n, 1, capacity - *n, f)) > 0) {
+        *n += got;
+        if (*n < capacity) continue;
+        char *bigger = realloc(*out, capacity *= 2);
+        if (!bigger) free(*out);
+        *out = bigger;
+    }
+    const bool bad = ferror(f);
+    if (f != stdin) fclose(f);
+    if (!*out) return usage_error("out of memory");
+    if (bad) fprintf(stderr, "neoxtune: %s: cannot read: %s\n", path, strerror(errno));
+    return bad;
+}
+
+static int print_ids(app *a, const char *text, size_t n) {
+    size_t count;
+    int32_t *ids = malloc((3 * n + 1) * sizeof *ids);
+    if (!ids) return usage_error("out of memory");
+    nxt_status status = nxt_encode(a->tok, text, n, ids, NULL, 3 * n + 1, &count);
+    if (status == NXT_OK && a->o.count) printf("%zu", count);
+    else if (status == NXT_OK)
+        for (size_t i = 0; i < count; i++) printf("%s%d", i ? " " : "", ids[i]);
+    free(ids);
+    if (status != NXT_OK) return report(a->cx, status);
+    putchar('\n');
+    return 0;
+}
+
+static int print_decoded(app *a, const char *text) {
+    int32_t *ids = malloc((strlen(text) / 2 + 1) * sizeof *ids);
+    size_t n = 0, bytes;
+    char *out = NULL, *end;
+    if (!ids) return usage_error("out of memory");
+    for (const char *p = text;; p = end) {
+        while (*p && strchr(" \t\r\n,", *p)) p++;
+        if (!*p) break;
+        long id = strtol(p, &end, 10);
+        if (end == p || id < 0 || id > INT32_MAX) {
+            free(ids);
+            return usage_error("not a token id: \"%.20s\"", p), 1;
+        }
+        ids[n++] = (int32_t)id;
+    }
+    int status = decode_text(a, ids, (int64_t)n, &out, &bytes);
+    if (!status) fwrite(out, 1, bytes, stdout);
+    free(ids);
+    free(out);
+    return status;
+}
+
+static int run_tokenize(app *a) {
+    char *text = NULL;
+    size_t n;
+    if (!a->o.tokenizer && !a->o.model) return usage_error("--model or --tokenizer is missing");
+    int status = 0;
+    if (!a->o.tokenizer) {
+        if (file_exists(a->o.model, "tokenizer.json") || file_exists(a->o.model, "vocab.json"))
+            snprintf(a->dir, sizeof a->dir, "%s", a->o.model);
+        else status = find_model(a->o.model, a->dir, sizeof a->dir);
+    }
+    if (status) return status;
+    if (nxt_tokenizer_load(&a->tok, a->cx, a->o.tokenizer ? a->o.tokenizer : a->dir) != NXT_OK)
+        return report(a->cx, NXT_FORMAT);
+    if ((status = read_all(a->o.file, &text, &n))) return status;
+    if (a->o.decode) {
+        char *bigger = realloc(text, n + 1);
+        if (!bigger) status = usage_error("out of memory");
+        else (text = bigger)[n] = 0, status = print_decoded(a, text);
+    } else if (!a->o.lines) status = print_ids(a, text, n);
+    for (size_t at = 0; a->o.lines && !a->o.decode && at < n && !status;) {
+        const char *end = memchr(text + at, '\n', n - at);
+        const size_t bytes = end ? (size_t)(end - text) - at : n - at;
+        status = print_ids(a, text + at, bytes);
+        at += bytes + 1;
+    }
+    free(text);
+    return status;
+}
+
+/* Floating-point operations of one optimizer step: as Hugging Face counts them (6 x tokens x
+ * parameters but the input embedding), and what is really done: the head and matrices three
+ * times (forward, dX, dW) plus attention's products over half the square. */
+static void count_flops(const app *a, double rows, double length, double *hf, double *real) {
+    const nxt_model_info *i = &a->info;
+    const double C = (double)i->width, L = (double)i->layers;
+    const double matrices = L * (4 * C * C + 2 * C * (double)i->inner) + C * (double)i->vocabulary;
+    *hf = 6 * rows * (double)(i->parameters - i->embedding_parameters);
+    *real = rows * (6 * matrices + 6 * L * C * length);
+}
+
+static void print_tree(const app *a) {
+    const nxt_model_info *i = &a->info;
+    char parameters[32], mapped[32];
+    human_bytes((double)i->parameters, parameters);
+    human_bytes((double)i->mapped_bytes, mapped);
+    const int64_t C = i->width;
+    printf("%s (%s, %s on disk)\n", i->architecture, i->dtype, mapped);
+    printf("  embed_in          %" PRId64 " x %" PRId64 "\n", i->vocabulary, C);
+    printf("  layers            %" PRId64 " x, %s residual\n", i->layers,
+           i->parallel_residual ? "parallel" : "sequential");
+    printf("    attention       %" PRId64 " heads of %" PRId64 ", rotary over %" PRId64 " of them, %" PRId64
+           " positions\n", i->heads, C / i->heads, i->rotary, i->positions);
+    printf("    mlp             %" PRId64 " -> %" PRId64 " -> %" PRId64 ", %s\n", C, i->inner, C,
+           i->activation);
+    printf("  final_layer_norm  %" PRId64 "\n", C);
+    printf("  embed_out         %" PRId64 " x %" PRId64 "%s\n", C, i->vocabulary,
+           i->tied ? " (the embedding, tied)" : "");
+    printf("%" PRId64 " parameters, %" PRId64 " without the input embedding\n", i->parameters,
+           i->parameters - i->embedding_parameters);
+}
+
+static void print_tensors(const app *a) {
+    for (int64_t k = 0; k < nxt_param_count(a->model); k++) {
+        nxt_param_info p;
+        nxt_param_describe(a->model, k, &p);
+        if (p.rows == 1) printf("  %-58s %s [%" PRId64 "]\n", p.name, p.dtype, p.cols);
+        else printf("  %-58s %s [%" PRId64 ", %" PRId64 "]\n", p.name, p.dtype, p.rows, p.cols);
+    }
+}
+
+static int run_info(app *a) {
+    int status = open_model(a, INFO);
+    if (status) return status;
+    nxt_memory_plan plan;
+    nxt_dataset_info d = {0};
+    double hf, real;
+    char total[32], use[32];
+    int64_t length = a->o.d.block_size ? a->o.d.block_size : a->o.d.max_length;
+    if (a->o.data_count) {
+        if ((status = load_datasets(a))) return status;
+        nxt_dataset_describe(a->data, &d);
+        length = d.longest;
+    }
+    const int64_t rows = length * a->o.t.batch_size;
+    nxt_memory_plan inference;
+    nxt_model_memory(a->model, rows, 1, &plan);
+    nxt_model_memory(a->model, length, 0, &inference);
+    count_flops(a, (double)(rows * a->o.t.gradient_accumulation_steps), (double)length, &hf, &real);
+    if (a->o.json) {
+        printf("{\"architecture\": \"%s\", \"layers\": %" PRId64 ", \"hidden_size\": %" PRId64
+               ", \"parameters\": %" PRId64 ", \"non_embedding_parameters\": %" PRId64
+               ", \"total_flos\": %.0f, \"flops\": %.0f, \"peak_memory\": %" PRId64
+               ", \"mapped_bytes\": %" PRId64 "}\n", a->info.architecture, a->info.layers, a->info.width,
+               a->info.parameters, a->info.parameters - a->info.embedding_parameters, hf, real,
+               plan.total, plan.mapped);
+        return 0;
+    }
+    print_tree(a);
+    if (a->o.tensors) print_tensors(a);
+    human_bytes((double)plan.total, total);
+    human_bytes((double)inference.total, use);
+    printf("training with %" PRId64 " x %" PRId64 " tokens: %s of memory, %.4g GFLOP a step (%.4g as "
+           "Hugging Face counts)\nevaluating %" PRId64 " tokens: %s beside the mapped file\n",
+           a->o.t.batch_size, length, total, real / 1e9, hf / 1e9, length, use);
+    return 0;
+}
+
+static int run_init(app *a) {
+    const options *o = &a->o;
+    if (!o->config || !o->output_dir) return usage_error("--config and --output-dir are needed");
+    if (directory_in_use(o->output_dir)) {
+        fprintf(stderr, "neoxtune: %s: not empty\n", o->output_dir);
+        return 1;
+    }
+    nxt_status status = nxt_model_init(a->cx, o->config, o->tokenizer, o->output_dir, o->dtype,
+                                       (uint64_t)o->seed);
+    if (status == NXT_OK) fprintf(stderr, "a new model is in %s\n", o->output_dir);
+    return report(a->cx, status);
+}
+
+/* -- main -------------------------------------------------------------------------------------------------------- */
+static int run_command(app *a, command c, int argc, char **argv) {
+    static int (*const run[])(app *) = {run_train, run_eval, run_generate, run_tokenize, run_info,
+                                        run_init};
+    nxt_context_config config = nxt_context_config_default();
+    int status, which = 0;
+    a->o = default_options();
+    config.log = print_log;
+    for (int i = 2; i < argc; i++) { /* the context needs these two before it can read files */
+        if (!strcmp(argv[i], "--threads") && i + 1 < argc) config.threads = atoi(argv[i + 1]);
+        if (!strcmp(argv[i], "--cpu") && i + 1 < argc) config.cpu = argv[i + 1];
+    }
+    if (config.threads < 0) return usage_error("--threads: a number of at least 1");
+    status = (int)nxt_context_create(&a->cx, &config);
+    if (status) return usage_error("cannot start: %s", nxt_status_name((nxt_status)status)), 1;
+    if ((status = parse_options(&a->o, a->cx, (int)c, argc, argv))) return status;
+    while ((1 << which) != (int)c) which++;
+    return run[which](a);
+}
+
+int main(int argc, char **argv) {
+    command c = 0;
+    setvbuf(stderr, NULL, _IOLBF, 0);
+    signal(SIGBUS, on_bus_error);
+    if (argc < 2 || !strcmp(argv[1], "--help") || !strcmp(argv[1], "help")) {
+        print_help(0);
+        return argc < 2 ? 2 : 0;
+    }
+    if (!strcmp(argv[1], "--version")) return puts(nxt_version()), 0;
+    for (int64_t i = 0; i < COUNT(command_table); i++)
+        if (!strcmp(argv[1], command_table[i].name)) c = command_table[i].bit;
+    if (!c) return usage_error("unknown command \"%s\"; neoxtune --help lists them", argv[1]);
+    for (int i = 2; i < argc; i++)
+        if (!strcmp(argv[i], "--help")) return print_help((int)c), 0;
+    app *a = calloc(1, sizeof *a);
+    if (!a) return usage_error("out of memory"), 1;
+    int status = run_command(a, c, argc, argv);
+    close_app(a);
+    free(a);
+    if (fflush(stdout) != 0 && !status) status = 1;
+    return status;
+}
+#endif /* NXT_NO_MAIN */
+/* ============================================================================
+ * Unicode tables for § 13, printed by tests/make_unicode.py from the behaviour of
+ * tokenizers 0.23.3: classes of Unicode 16.0, normalisation of 9.0. Not to be edited.
+ */
+_Static_assert(UNICODE_RUNS == 2283 && UNICODE_PAIRS == 2060 && UNICODE_COMPOSED == 940,
+               "§ 13 must name the sizes of these tables");
+
+/* first code point of a run << 11 | combining class << 3 | word << 2 | class */
+static const u32 unicode_runs[UNICODE_RUNS] = {
+    0x0, 0x4803, 0x7000, 0x10003, 0x10800, 0x18006, 0x1D000, 0x20805, 0x2D800, 0x2F804, 0x30000,
+    0x30805, 0x3D800, 0x42803, 0x43000, 0x50003, 0x50800, 0x55005, 0x55800, 0x59002, 0x5A000,
+    0x5A805, 0x5B000, 0x5C802, 0x5D005, 0x5D800, 0x5E002, 0x5F800, 0x60005, 0x6B800, 0x6C005,
+    0x7B800, 0x7C005, 0x161000, 0x163005, 0x169000, 0x170005, 0x172800, 0x176005, 0x176800,
+    0x177005, 0x177800, 0x180734, 0x18AF44, 0x18B6E4, 0x18D744, 0x18DEC4, 0x18E6E4, 0x190E54,
+    0x191EE4, 0x193E54, 0x194EE4, 0x19A00C, 0x19CEE4, 0x19EF34, 0x1A0004, 0x1A1734, 0x1A1804,
+    0x1A2F84, 0x1A3734, 0x1A3EE4, 0x1A5734, 0x1A6EE4, 0x1A7804, 0x1A8734, 0x1A9EE4, 0x1ABF34,
+    0x1AC744, 0x1ACEE4, 0x1ADF34, 0x1AE74C, 0x1AEF54, 0x1AFF4C, 0x1B0754, 0x1B174C, 0x1B1F34,
+    0x1B8005, 0x1BA800, 0x1BB005, 0x1BC000, 0x1BD005, 0x1BF000, 0x1BF805, 0x1C0000, 0x1C3005,
+    0x1C3800, 0x1C4005, 0x1C5800, 0x1C6005, 0x1C6800, 0x1C7005, 0x1D1000, 0x1D1805, 0x1FB000,
+    0x1FB805, 0x241000, 0x241F34, 0x244004, 0x245005, 0x298000, 0x298805, 0x2AB800, 0x2AC805,
+    0x2AD000, 0x2B0005, 0x2C4800, 0x2C8EE4, 0x2C9734, 0x2CB6E4, 0x2CBF34, 0x2CD6F4, 0x2CDEE4,
+    0x2CE734, 0x2D16E4, 0x2D4734, 0x2D56E4, 0x2D5F34, 0x2D6EF4, 0x2D7724, 0x2D7F34, 0x2D8054,
+    0x2D885C, 0x2D9064, 0x2D986C, 0x2DA074, 0x2DA87C, 0x2DB084, 0x2DB88C, 0x2DC094, 0x2DC89C,
+    0x2DD8A4, 0x2DE0AC, 0x2DE8B4, 0x2DF000, 0x2DF8BC, 0x2E0000, 0x2E08C4, 0x2E10CC, 0x2E1800,
+    0x2E2734, 0x2E2EE4, 0x2E3000, 0x2E3894, 0x2E4000, 0x2E8005, 0x2F5800, 0x2F7805, 0x2F9800,
+    0x308734, 0x30C0F4, 0x30C8FC, 0x30D104, 0x30D800, 0x310005, 0x3258DC, 0x3260E4, 0x3268EC,
+    0x3270F4, 0x3278FC, 0x328104, 0x32890C, 0x329114, 0x329F34, 0x32AEE4, 0x32BF34, 0x32E6E4,
+    0x32EF34, 0x32FEE4, 0x330006, 0x335000, 0x337005, 0x33811C, 0x338805, 0x36A000, 0x36A805,
+    0x36B734, 0x36E800, 0x36FF34, 0x371EE4, 0x372734, 0x372805, 0x373F34, 0x374800, 0x3756E4,
+    0x375F34, 0x376EE4, 0x377005, 0x378006, 0x37D005, 0x37E800, 0x37F805, 0x380000, 0x388005,
+    0x388924, 0x389005, 0x398734, 0x398EE4, 0x399734, 0x39A6E4, 0x39AF34, 0x39BEE4, 0x39D734,
+    0x39DEE4, 0x39EF34, 0x39F6E4, 0x39FF34, 0x3A16E4, 0x3A1F34, 0x3A26E4, 0x3A2F34, 0x3A36E4,
+    0x3A3F34, 0x3A46E4, 0x3A4F34, 0x3A5800, 0x3A6805, 0x3D3004, 0x3D8805, 0x3D9000, 0x3E0006,
+    0x3E5005, 0x3F5F34, 0x3F96E4, 0x3F9F34, 0x3FA005, 0x3FB000, 0x3FD005, 0x3FD800, 0x3FE804,
+    0x3FF000, 0x400005, 0x40B734, 0x40D005, 0x40DF34, 0x412005, 0x412F34, 0x414005, 0x414F34,
+    0x417000, 0x420005, 0x42CEE4, 0x42E000, 0x430005, 0x435800, 0x438005, 0x444000, 0x444805,
+    0x447800, 0x44B804, 0x450005, 0x465004, 0x46A734, 0x471000, 0x471EE4, 0x472734, 0x4736E4,
+    0x473F34, 0x474EE4, 0x475734, 0x476EE4, 0x4780DC, 0x4788E4, 0x4790EC, 0x479F34, 0x47B6E4,
+    0x47BF34, 0x47CEE4, 0x47DF34, 0x480004, 0x482005, 0x49D004, 0x49E03C, 0x49E805, 0x49F004,
+    0x4A684C, 0x4A7004, 0x4A8005, 0x4A8F34, 0x4A96E4, 0x4A9F34, 0x4AA804, 0x4AC005, 0x4B1004,
+    0x4B2000, 0x4B3006, 0x4B8000, 0x4B8805, 0x4C0804, 0x4C2000, 0x4C2805, 0x4C6800, 0x4C7805,
+    0x4C8800, 0x4C9805, 0x4D4800, 0x4D5005, 0x4D8800, 0x4D9005, 0x4D9800, 0x4DB005, 0x4DD000,
+    0x4DE03C, 0x4DE805, 0x4DF004, 0x4E2800, 0x4E3804, 0x4E4800, 0x4E5804, 0x4E684C, 0x4E7005,
+    0x4E7800, 0x4EB804, 0x4EC000, 0x4EE005, 0x4EF000, 0x4EF805, 0x4F1004, 0x4F2000, 0x4F3006,
+    0x4F8005, 0x4F9000, 0x4FA002, 0x4FD000, 0x4FE005, 0x4FE800, 0x4FF004, 0x4FF800, 0x500804,
+    0x502000, 0x502805, 0x505800, 0x507805, 0x508800, 0x509805, 0x514800, 0x515005, 0x518800,
+    0x519005, 0x51A000, 0x51A805, 0x51B800, 0x51C005, 0x51D000, 0x51E03C, 0x51E800, 0x51F004,
+    0x521800, 0x523804, 0x524800, 0x525804, 0x52684C, 0x527000, 0x528804, 0x529000, 0x52C805,
+    0x52E800, 0x52F005, 0x52F800, 0x533006, 0x538004, 0x539005, 0x53A804, 0x53B000, 0x540804,
+    0x542000, 0x542805, 0x547000, 0x547805, 0x549000, 0x549805, 0x554800, 0x555005, 0x558800,
+    0x559005, 0x55A000, 0x55A805, 0x55D000, 0x55E03C, 0x55E805, 0x55F004, 0x563000, 0x563804,
+    0x565000, 0x565804, 0x56684C, 0x567000, 0x568005, 0x568800, 0x570005, 0x571004, 0x572000,
+    0x573006, 0x578000, 0x57C805, 0x57D004, 0x580000, 0x580804, 0x582000, 0x582805, 0x586800,
+    0x587805, 0x588800, 0x589805, 0x594800, 0x595005, 0x598800, 0x599005, 0x59A000, 0x59A805,
+    0x59D000, 0x59E03C, 0x59E805, 0x59F004, 0x5A2800, 0x5A3804, 0x5A4800, 0x5A5804, 0x5A684C,
+    0x5A7000, 0x5AA804, 0x5AC000, 0x5AE005, 0x5AF000, 0x5AF805, 0x5B1004, 0x5B2000, 0x5B3006,
+    0x5B8000, 0x5B8805, 0x5B9002, 0x5BC000, 0x5C1004, 0x5C1805, 0x5C2000, 0x5C2805, 0x5C5800,
+    0x5C7005, 0x5C8800, 0x5C9005, 0x5CB000, 0x5CC805, 0x5CD800, 0x5CE005, 0x5CE800, 0x5CF005,
+    0x5D0000, 0x5D1805, 0x5D2800, 0x5D4005, 0x5D5800, 0x5D7005, 0x5DD000, 0x5DF004, 0x5E1800,
+    0x5E3004, 0x5E4800, 0x5E5004, 0x5E684C, 0x5E7000, 0x5E8005, 0x5E8800, 0x5EB804, 0x5EC000,
+    0x5F3006, 0x5F8002, 0x5F9800, 0x600004, 0x602805, 0x606800, 0x607005, 0x608800, 0x609005,
+    0x614800, 0x615005, 0x61D000, 0x61E004, 0x61E805, 0x61F004, 0x622800, 0x623004, 0x624800,
+    0x625004, 0x62684C, 0x627000, 0x62AAA4, 0x62B2DC, 0x62B800, 0x62C005, 0x62D800, 0x62E805,
+    0x62F000, 0x630005, 0x631004, 0x632000, 0x633006, 0x638000, 0x63C002, 0x63F800, 0x640005,
+    0x640804, 0x642000, 0x642805, 0x646800, 0x647005, 0x648800, 0x649005, 0x654800, 0x655005,
+    0x65A000, 0x65A805, 0x65D000, 0x65E03C, 0x65E805, 0x65F004, 0x662800, 0x663004, 0x664800,
+    0x665004, 0x66684C, 0x667000, 0x66A804, 0x66B800, 0x66E805, 0x66F800, 0x670005, 0x671004,
+    0x672000, 0x673006, 0x678000, 0x678805, 0x679804, 0x67A000, 0x680004, 0x682005, 0x686800,
+    0x687005, 0x688800, 0x689005, 0x69D804, 0x69E805, 0x69F004, 0x6A2800, 0x6A3004, 0x6A4800,
+    0x6A5004, 0x6A684C, 0x6A7005, 0x6A7800, 0x6AA005, 0x6AB804, 0x6AC002, 0x6AF805, 0x6B1004,
+    0x6B2000, 0x6B3006, 0x6B8002, 0x6BC800, 0x6BD005, 0x6C0000, 0x6C0804, 0x6C2000, 0x6C2805,
+    0x6CB800, 0x6CD005, 0x6D9000, 0x6D9805, 0x6DE000, 0x6DE805, 0x6DF000, 0x6E0005, 0x6E3800,
+    0x6E504C, 0x6E5800, 0x6E7804, 0x6EA800, 0x6EB004, 0x6EB800, 0x6EC004, 0x6F0000, 0x6F3006,
+    0x6F8000, 0x6F9004, 0x6FA000, 0x700805, 0x718804, 0x719005, 0x71A004, 0x71C33C, 0x71D04C,
+    0x71D800, 0x720005, 0x723804, 0x72435C, 0x726004, 0x727800, 0x728006, 0x72D000, 0x740805,
+    0x741800, 0x742005, 0x742800, 0x743005, 0x745800, 0x746005, 0x752000, 0x752805, 0x753000,
+    0x753805, 0x758804, 0x759005, 0x75A004, 0x75C3B4, 0x75D004, 0x75E805, 0x75F000, 0x760005,
+    0x762800, 0x763005, 0x763800, 0x7643D4, 0x766004, 0x767800, 0x768006, 0x76D000, 0x76E005,
+    0x770000, 0x780005, 0x780800, 0x78C6E4, 0x78D000, 0x790006, 0x795002, 0x79A000, 0x79AEE4,
+    0x79B000, 0x79BEE4, 0x79C000, 0x79CEC4, 0x79D000, 0x79F004, 0x7A0005, 0x7A4000, 0x7A4805,
+    0x7B6800, 0x7B8C0C, 0x7B9414, 0x7B9804, 0x7BA424, 0x7BA804, 0x7BD414, 0x7BF004, 0x7C0414,
+    0x7C0804, 0x7C1734, 0x7C204C, 0x7C2800, 0x7C3734, 0x7C4005, 0x7C6804, 0x7CC000, 0x7CC804,
+    0x7DE800, 0x7E36E4, 0x7E3800, 0x800005, 0x815804, 0x81B83C, 0x81C004, 0x81C84C, 0x81D804,
+    0x81F805, 0x820006, 0x825000, 0x828005, 0x82B004, 0x82D005, 0x82F004, 0x830805, 0x831004,
+    0x832805, 0x833804, 0x837005, 0x838804, 0x83A805, 0x841004, 0x846EE4, 0x847005, 0x847804,
+    0x848006, 0x84D004, 0x84F000, 0x850005, 0x863000, 0x863805, 0x864000, 0x866805, 0x867000,
+    0x868005, 0x87D800, 0x87E005, 0x924800, 0x925005, 0x927000, 0x928005, 0x92B800, 0x92C005,
+    0x92C800, 0x92D005, 0x92F000, 0x930005, 0x944800, 0x945005, 0x947000, 0x948005, 0x958800,
+    0x959005, 0x95B000, 0x95C005, 0x95F800, 0x960005, 0x960800, 0x961005, 0x963000, 0x964005,
+    0x96B800, 0x96C005, 0x988800, 0x989005, 0x98B000, 0x98C005, 0x9AD800, 0x9AEF34, 0x9B0000,
+    0x9B4802, 0x9BE800, 0x9C0005, 0x9C8000, 0x9D0005, 0x9FB000, 0x9FC005, 0x9FF000, 0xA00805,
+    0xB36800, 0xB37805, 0xB40003, 0xB40805, 0xB4D800, 0xB50005, 0xB75800, 0xB77006, 0xB78805,
+    0xB7C800, 0xB80005, 0xB89004, 0xB8A04C, 0xB8A804, 0xB8B000, 0xB8F805, 0xB99004, 0xB9A04C,
+    0xB9A800, 0xBA0005, 0xBA9004, 0xBAA000, 0xBB0005, 0xBB6800, 0xBB7005, 0xBB8800, 0xBB9004,
+    0xBBA000, 0xBC0005, 0xBDA004, 0xBE904C, 0xBE9804, 0xBEA000, 0xBEB805, 0xBEC000, 0xBEE005,
+    0xBEEF34, 0xBEF000, 0xBF0006, 0xBF5000, 0xBF8002, 0xBFD000, 0xC05804, 0xC07000, 0xC07804,
+    0xC08006, 0xC0D000, 0xC10005, 0xC3C800, 0xC40005, 0xC42804, 0xC43805, 0xC54F24, 0xC55005,
+    0xC55800, 0xC58005, 0xC7B000, 0xC80005, 0xC8F800, 0xC90004, 0xC96000, 0xC98004, 0xC9CEF4,
+    0xC9D734, 0xC9DEE4, 0xC9E000, 0xCA3006, 0xCA8005, 0xCB7000, 0xCB8005, 0xCBA800, 0xCC0005,
+    0xCD6000, 0xCD8005, 0xCE5000, 0xCE8006, 0xCED002, 0xCED800, 0xD00005, 0xD0BF34, 0xD0C6E4,
+    0xD0C804, 0xD0E000, 0xD10005, 0xD2A804, 0xD2F800, 0xD3004C, 0xD30804, 0xD3AF34, 0xD3E800,
+    0xD3FEE4, 0xD40006, 0xD45000, 0xD48006, 0xD4D000, 0xD53805, 0xD54000, 0xD58734, 0xD5AEE4,
+    0xD5DF34, 0xD5EEE4, 0xD5F004, 0xD67800, 0xD80004, 0xD82805, 0xD9A03C, 0xD9A804, 0xDA204C,
+    0xDA2805, 0xDA6800, 0xDA8006, 0xDAD000, 0xDB5F34, 0xDB66E4, 0xDB6F34, 0xDBA000, 0xDC0004,
+    0xDC1805, 0xDD0804, 0xDD504C, 0xDD6004, 0xDD7005, 0xDD8006, 0xDDD005, 0xDF303C, 0xDF3804,
+    0xDF904C, 0xDFA000, 0xE00005, 0xE12004, 0xE1B83C, 0xE1C000, 0xE20006, 0xE25000, 0xE26805,
+    0xE28006, 0xE2D005, 0xE3F000, 0xE40005, 0xE45800, 0xE48005, 0xE5D800, 0xE5E805, 0xE60000,
+    0xE68734, 0xE69800, 0xE6A00C, 0xE6AEE4, 0xE6D734, 0xE6E6E4, 0xE70734, 0xE70804, 0xE7100C,
+    0xE74805, 0xE76EE4, 0xE77005, 0xE7A734, 0xE7A805, 0xE7B804, 0xE7C734, 0xE7D005, 0xE7D800,
+    0xE80005, 0xEE0734, 0xEE16E4, 0xEE1F34, 0xEE56E4, 0xEE5F34, 0xEE6F54, 0xEE76B4, 0xEE7EE4,
+    0xEE8654, 0xEE8F34, 0xEFB004, 0xEFDF34, 0xEFE74C, 0xEFEEE4, 0xEFF734, 0xEFFEE4, 0xF00005,
+    0xF8B000, 0xF8C005, 0xF8F000, 0xF90005, 0xFA3000, 0xFA4005, 0xFA7000, 0xFA8005, 0xFAC000,
+    0xFAC805, 0xFAD000, 0xFAD805, 0xFAE000, 0xFAE805, 0xFAF000, 0xFAF805, 0xFBF000, 0xFC0005,
+    0xFDA800, 0xFDB005, 0xFDE800, 0xFDF005, 0xFDF800, 0xFE1005, 0xFE2800, 0xFE3005, 0xFE6800,
+    0xFE8005, 0xFEA000, 0xFEB005, 0xFEE000, 0xFF0005, 0xFF6800, 0xFF9005, 0xFFA800, 0xFFB005,
+    0xFFE800, 0x1000003, 0x1005800, 0x1006004, 0x1007000, 0x1014003, 0x1015000, 0x1017803,
+    0x1018000, 0x101F804, 0x1020800, 0x102A004, 0x102A800, 0x102F803, 0x1030000, 0x1038002,
+    0x1038805, 0x1039000, 0x103A002, 0x103D000, 0x103F805, 0x1040002, 0x1045000, 0x1048005,
+    0x104E800, 0x1068734, 0x106900C, 0x106A734, 0x106C00C, 0x106DF34, 0x106E804, 0x1070F34,
+    0x1071004, 0x107280C, 0x1073F34, 0x10746E4, 0x1074F34, 0x107500C, 0x10766E4, 0x1078734,
+    0x1078800, 0x1081005, 0x1081800, 0x1083805, 0x1084000, 0x1085005, 0x108A000, 0x108A805,
+    0x108B000, 0x108C805, 0x108F000, 0x1092005, 0x1092800, 0x1093005, 0x1093800, 0x1094005,
+    0x1094800, 0x1095005, 0x1097000, 0x1097805, 0x109D000, 0x109E005, 0x10A0000, 0x10A2805,
+    0x10A5000, 0x10A7005, 0x10A7800, 0x10A8002, 0x10B0006, 0x10C1805, 0x10C2806, 0x10C4802,
+    0x10C5000, 0x1230002, 0x124E000, 0x125B004, 0x1275002, 0x1280000, 0x13BB002, 0x13CA000,
+    0x1600005, 0x1672800, 0x1675805, 0x1677F34, 0x1679005, 0x167A000, 0x167E802, 0x167F000,
+    0x1680005, 0x1693000, 0x1693805, 0x1694000, 0x1696805, 0x1697000, 0x1698005, 0x16B4000,
+    0x16B7805, 0x16B8000, 0x16BF84C, 0x16C0005, 0x16CB800, 0x16D0005, 0x16D3800, 0x16D4005,
+    0x16D7800, 0x16D8005, 0x16DB800, 0x16DC005, 0x16DF800, 0x16E0005, 0x16E3800, 0x16E4005,
+    0x16E7800, 0x16E8005, 0x16EB800, 0x16EC005, 0x16EF800, 0x16F0734, 0x1700000, 0x1717805,
+    0x1718000, 0x1800003, 0x1800800, 0x1802805, 0x1803806, 0x1804000, 0x1810806, 0x18156D4,
+    0x1815F24, 0x1816744, 0x1816EF4, 0x1817704, 0x1818000, 0x1818805, 0x181B000, 0x181C006,
+    0x181D805, 0x181E800, 0x1820805, 0x184B800, 0x184C844, 0x184D800, 0x184E805, 0x1850000,
+    0x1850805, 0x187D800, 0x187E005, 0x1880000, 0x1882805, 0x1898000, 0x1898805, 0x18C7800,
+    0x18C9002, 0x18CB000, 0x18D0005, 0x18E0000, 0x18F8005, 0x1900000, 0x1910002, 0x1915000,
+    0x1924002, 0x1928000, 0x1928802, 0x1930000, 0x1940002, 0x1945000, 0x1958802, 0x1960000,
+    0x1A00005, 0x26E0000, 0x2700005, 0x5246800, 0x5268005, 0x527F000, 0x5280005, 0x5306800,
+    0x5308005, 0x5310006, 0x5315005, 0x5316000, 0x5320005, 0x5337F34, 0x5338004, 0x5339800,
+    0x533A734, 0x533F000, 0x533F805, 0x534F734, 0x5350005, 0x5373006, 0x5378734, 0x5379000,
+    0x538B805, 0x5390000, 0x5391005, 0x53C4800, 0x53C5805, 0x53E7000, 0x53E8005, 0x53E9000,
+    0x53E9805, 0x53EA000, 0x53EA805, 0x53EE800, 0x53F9005, 0x5401004, 0x5401805, 0x540304C,
+    0x5403805, 0x5405804, 0x5406005, 0x5411804, 0x5414000, 0x5416004, 0x5416800, 0x5418002,
+    0x541B000, 0x5420005, 0x543A000, 0x5440004, 0x5441005, 0x545A004, 0x546204C, 0x5462804,
+    0x5463000, 0x5468006, 0x546D000, 0x5470734, 0x5479005, 0x547C000, 0x547D805, 0x547E000,
+    0x547E805, 0x547F804, 0x5480006, 0x5485005, 0x5493004, 0x5495EE4, 0x5497000, 0x5498005,
+    0x54A3804, 0x54A984C, 0x54AA000, 0x54B0005, 0x54BE800, 0x54C0004, 0x54C2005, 0x54D983C,
+    0x54DA004, 0x54E004C, 0x54E0800, 0x54E7805, 0x54E8006, 0x54ED000, 0x54F0005, 0x54F2804,
+    0x54F3005, 0x54F8006, 0x54FD005, 0x54FF800, 0x5500005, 0x5514804, 0x551B800, 0x5520005,
+    0x5521804, 0x5522005, 0x5526004, 0x5527000, 0x5528006, 0x552D000, 0x5530005, 0x553B800,
+    0x553D005, 0x553D804, 0x553F005, 0x5558734, 0x5558805, 0x5559734, 0x555A6E4, 0x555A805,
+    0x555BF34, 0x555C805, 0x555F734, 0x5560005, 0x5560F34, 0x5561005, 0x5561800, 0x556D805,
+    0x556F000, 0x5570005, 0x5575804, 0x5578000, 0x5579005, 0x557A804, 0x557B04C, 0x557B800,
+    0x5580805, 0x5583800, 0x5584805, 0x5587800, 0x5588805, 0x558B800, 0x5590005, 0x5593800,
+    0x5594005, 0x5597800, 0x5598005, 0x55AD800, 0x55AE005, 0x55B5000, 0x55B8005, 0x55F1804,
+    0x55F5800, 0x55F6004, 0x55F684C, 0x55F7000, 0x55F8006, 0x55FD000, 0x5600005, 0x6BD2000,
+    0x6BD8005, 0x6BE3800, 0x6BE5805, 0x6BFE000, 0x7C80005, 0x7D37000, 0x7D38005, 0x7D6D000,
+    0x7D80005, 0x7D83800, 0x7D89805, 0x7D8C000, 0x7D8E805, 0x7D8F0D4, 0x7D8F805, 0x7D94800,
+    0x7D95005, 0x7D9B800, 0x7D9C005, 0x7D9E800, 0x7D9F005, 0x7D9F800, 0x7DA0005, 0x7DA1000,
+    0x7DA1805, 0x7DA2800, 0x7DA3005, 0x7DD9000, 0x7DE9805, 0x7E9F000, 0x7EA8005, 0x7EC8000,
+    0x7EC9005, 0x7EE4000, 0x7EF8005, 0x7EFE000, 0x7F00004, 0x7F08000, 0x7F10734, 0x7F13EE4,
+    0x7F17734, 0x7F18000, 0x7F19804, 0x7F1A800, 0x7F26804, 0x7F28000, 0x7F38005, 0x7F3A800,
+    0x7F3B005, 0x7F7E800, 0x7F88006, 0x7F8D000, 0x7F90805, 0x7F9D800, 0x7F9F804, 0x7FA0000,
+    0x7FA0805, 0x7FAD800, 0x7FB3005, 0x7FDF800, 0x7FE1005, 0x7FE4000, 0x7FE5005, 0x7FE8000,
+    0x7FE9005, 0x7FEC000, 0x7FED005, 0x7FEE800, 0x8000005, 0x8006000, 0x8006805, 0x8013800,
+    0x8014005, 0x801D800, 0x801E005, 0x801F000, 0x801F805, 0x8027000, 0x8028005, 0x802F000,
+    0x8040005, 0x807D800, 0x8083802, 0x809A000, 0x80A0006, 0x80BA802, 0x80BC800, 0x80C5002,
+    0x80C6000, 0x80FEEE4, 0x80FF000, 0x8140005, 0x814E800, 0x8150005, 0x8168800, 0x81706E4,
+    0x8170802, 0x817E000, 0x8180005, 0x8190002, 0x8192000, 0x8196805, 0x81A0806, 0x81A1005,
+    0x81A5006, 0x81A5800, 0x81A8005, 0x81BB734, 0x81BD800, 0x81C0005, 0x81CF000, 0x81D0005,
+    0x81E2000, 0x81E4005, 0x81E8000, 0x81E8806, 0x81EB000, 0x8200005, 0x824F000, 0x8250006,
+    0x8255000, 0x8258005, 0x826A000, 0x826C005, 0x827E000, 0x8280005, 0x8294000, 0x8298005,
+    0x82B2000, 0x82B8005, 0x82BD800, 0x82BE005, 0x82C5800, 0x82C6005, 0x82C9800, 0x82CA005,
+    0x82CB000, 0x82CB805, 0x82D1000, 0x82D1805, 0x82D9000, 0x82D9805, 0x82DD000, 0x82DD805,
+    0x82DE800, 0x82E0005, 0x82FA000, 0x8300005, 0x839B800, 0x83A0005, 0x83AB000, 0x83B0005,
+    0x83B4000, 0x83C0005, 0x83C3000, 0x83C3805, 0x83D8800, 0x83D9005, 0x83DD800, 0x8400005,
+    0x8403000, 0x8404005, 0x8404800, 0x8405005, 0x841B000, 0x841B805, 0x841C800, 0x841E005,
+    0x841E800, 0x841F805, 0x842B000, 0x842C002, 0x8430005, 0x843B800, 0x843C802, 0x8440005,
+    0x844F800, 0x8453802, 0x8458000, 0x8470005, 0x8479800, 0x847A005, 0x847B000, 0x847D802,
+    0x8480005, 0x848B002, 0x848E000, 0x8490005, 0x849D000, 0x84C0005, 0x84DC000, 0x84DE002,
+    0x84DF005, 0x84E0002, 0x84E8000, 0x84E9002, 0x8500005, 0x8500804, 0x8502000, 0x8502804,
+    0x8503800, 0x8506004, 0x8506EE4, 0x8507004, 0x8507F34, 0x8508005, 0x850A000, 0x850A805,
+    0x850C000, 0x850C805, 0x851B000, 0x851C734, 0x851C80C, 0x851D6E4, 0x851D800, 0x851F84C,
+    0x8520002, 0x8524800, 0x8530005, 0x853E802, 0x853F800, 0x8540005, 0x854E802, 0x8550000,
+    0x8560005, 0x8564000, 0x8564805, 0x8572F34, 0x85736E4, 0x8573800, 0x8575802, 0x8578000,
+    0x8580005, 0x859B000, 0x85A0005, 0x85AB000, 0x85AC002, 0x85B0005, 0x85B9800, 0x85BC002,
+    0x85C0005, 0x85C9000, 0x85D4802, 0x85D8000, 0x8600005, 0x8624800, 0x8640005, 0x8659800,
+    0x8660005, 0x8679800, 0x867D002, 0x8680005, 0x8692004, 0x8694000, 0x8698006, 0x869D000,
+    0x86A0006, 0x86A5005, 0x86B3000, 0x86B4804, 0x86B7000, 0x86B7805, 0x86C3000, 0x8730002,
+    0x873F800, 0x8740005, 0x8755000, 0x8755804, 0x8756800, 0x8758005, 0x8759000, 0x8761005,
+    0x8762800, 0x877E004, 0x8780005, 0x878E802, 0x8793805, 0x8794000, 0x8798005, 0x87A3004,
+    0x87A8802, 0x87AA800, 0x87B8005, 0x87C1004, 0x87C3000, 0x87D8005, 0x87E2802, 0x87E6000,
+    0x87F0005, 0x87FB800, 0x8800004, 0x8801805, 0x881C004, 0x882304C, 0x8823800, 0x8829002,
+    0x8833006, 0x8838004, 0x8838805, 0x8839804, 0x883A805, 0x883B000, 0x883F84C, 0x8840004,
+    0x8841805, 0x8858004, 0x885C84C, 0x885D03C, 0x885D800, 0x8861004, 0x8861800, 0x8868005,
+    0x8874800, 0x8878006, 0x887D000, 0x8880734, 0x8881805, 0x8893804, 0x889984C, 0x889A800,
+    0x889B006, 0x88A0000, 0x88A2005, 0x88A2804, 0x88A3805, 0x88A4000, 0x88A8005, 0x88B983C,
+    0x88BA000, 0x88BB005, 0x88BB800, 0x88C0004, 0x88C1805, 0x88D9804, 0x88E004C, 0x88E0805,
+    0x88E2800, 0x88E4804, 0x88E503C, 0x88E5804, 0x88E6800, 0x88E7004, 0x88E8006, 0x88ED005,
+    0x88ED800, 0x88EE005, 0x88EE800, 0x88F0802, 0x88FA800, 0x8900005, 0x8909000, 0x8909805,
+    0x8916004, 0x891A84C, 0x891B03C, 0x891B804, 0x891C000, 0x891F004, 0x891F805, 0x8920804,
+    0x8921000, 0x8940005, 0x8943800, 0x8944005, 0x8944800, 0x8945005, 0x8947000, 0x8947805,
+    0x894F000, 0x894F805, 0x8954800, 0x8958005, 0x896F804, 0x897483C, 0x897504C, 0x8975800,
+    0x8978006, 0x897D000, 0x8980004, 0x8982000, 0x8982805, 0x8986800, 0x8987805, 0x8988800,
+    0x8989805, 0x8994800, 0x8995005, 0x8998800, 0x8999005, 0x899A000, 0x899A805, 0x899D000,
+    0x899D804, 0x899E03C, 0x899E805, 0x899F004, 0x89A2800, 0x89A3804, 0x89A4800, 0x89A5804,
+    0x89A684C, 0x89A7000, 0x89A8005, 0x89A8800, 0x89AB804, 0x89AC000, 0x89AE805, 0x89B1004,
+    0x89B2000, 0x89B3734, 0x89B6800, 0x89B8734, 0x89BA800, 0x89C0005, 0x89C5000, 0x89C5805,
+    0x89C6000, 0x89C7005, 0x89C7800, 0x89C8005, 0x89DB000, 0x89DB805, 0x89DC004, 0x89E0800,
+    0x89E1004, 0x89E1800, 0x89E2804, 0x89E3000, 0x89E3804, 0x89E5800, 0x89E6004, 0x89E8805,
+    0x89E9004, 0x89E9805, 0x89EA000, 0x89F0804, 0x89F1800, 0x8A00005, 0x8A1A804, 0x8A2104C,
+    0x8A21804, 0x8A2303C, 0x8A23805, 0x8A25800, 0x8A28006, 0x8A2D000, 0x8A2F004, 0x8A2F805,
+    0x8A31000, 0x8A40005, 0x8A58004, 0x8A6104C, 0x8A6183C, 0x8A62005, 0x8A63000, 0x8A63805,
+    0x8A64000, 0x8A68006, 0x8A6D000, 0x8AC0005, 0x8AD7804, 0x8ADB000, 0x8ADC004, 0x8ADF84C,
+    0x8AE003C, 0x8AE0800, 0x8AEC005, 0x8AEE004, 0x8AEF000, 0x8B00005, 0x8B18004, 0x8B1F84C,
+    0x8B20004, 0x8B20800, 0x8B22005, 0x8B22800, 0x8B28006, 0x8B2D000, 0x8B40005, 0x8B55804,
+    0x8B5B04C, 0x8B5B83C, 0x8B5C005, 0x8B5C800, 0x8B60006, 0x8B65000, 0x8B68006, 0x8B72000,
+    0x8B80005, 0x8B8D800, 0x8B8E804, 0x8B9584C, 0x8B96000, 0x8B98006, 0x8B9D002, 0x8B9E000,
+    0x8BA0005, 0x8BA3800, 0x8C00005, 0x8C16004, 0x8C1D800, 0x8C50005, 0x8C70006, 0x8C75002,
+    0x8C79800, 0x8C7F805, 0x8C83800, 0x8C84805, 0x8C85000, 0x8C86005, 0x8C8A000, 0x8C8A805,
+    0x8C8B800, 0x8C8C005, 0x8C98004, 0x8C9B000, 0x8C9B804, 0x8C9C800, 0x8C9D804, 0x8C9F805,
+    0x8CA0004, 0x8CA0805, 0x8CA1004, 0x8CA2000, 0x8CA8006, 0x8CAD000, 0x8CD0005, 0x8CD4000,
+    0x8CD5005, 0x8CE8804, 0x8CEC000, 0x8CED004, 0x8CF0805, 0x8CF1000, 0x8CF1805, 0x8CF2004,
+    0x8CF2800, 0x8D00005, 0x8D00804, 0x8D05805, 0x8D19804, 0x8D1D005, 0x8D1D804, 0x8D1F800,
+    0x8D23804, 0x8D24000, 0x8D28005, 0x8D28804, 0x8D2E005, 0x8D45004, 0x8D4D000, 0x8D4E805,
+    0x8D4F000, 0x8D58005, 0x8D7C800, 0x8DE0005, 0x8DF0800, 0x8DF8006, 0x8DFD000, 0x8E00005,
+    0x8E04800, 0x8E05005, 0x8E17804, 0x8E1B800, 0x8E1C004, 0x8E1F84C, 0x8E20005, 0x8E20800,
+    0x8E28006, 0x8E2D002, 0x8E36800, 0x8E39005, 0x8E48000, 0x8E49004, 0x8E54000, 0x8E54804,
+    0x8E5B800, 0x8E80005, 0x8E83800, 0x8E84005, 0x8E85000, 0x8E85805, 0x8E98804, 0x8E9B800,
+    0x8E9D004, 0x8E9D800, 0x8E9E004, 0x8E9F000, 0x8E9F804, 0x8EA3005, 0x8EA3804, 0x8EA4000,
+    0x8EA8006, 0x8EAD000, 0x8EB0005, 0x8EB3000, 0x8EB3805, 0x8EB4800, 0x8EB5005, 0x8EC5004,
+    0x8EC7800, 0x8EC8004, 0x8EC9000, 0x8EC9804, 0x8ECC005, 0x8ECC800, 0x8ED0006, 0x8ED5000,
+    0x8F70005, 0x8F79804, 0x8F7B800, 0x8F80004, 0x8F81005, 0x8F81804, 0x8F82005, 0x8F88800,
+    0x8F89005, 0x8F9A004, 0x8F9D800, 0x8F9F004, 0x8FA1800, 0x8FA8006, 0x8FAD004, 0x8FAD800,
+    0x8FD8005, 0x8FD8800, 0x8FE0002, 0x8FEA800, 0x9000005, 0x91CD000, 0x9200006, 0x9237800,
+    0x9240005, 0x92A2000, 0x97C8005, 0x97F8800, 0x9800005, 0x9A18000, 0x9A20004, 0x9A20805,
+    0x9A23804, 0x9A2B000, 0x9A30005, 0xA1FD800, 0xA200005, 0xA323800, 0xB080005, 0xB08F004,
+    0xB098006, 0xB09D000, 0xB400005, 0xB51C800, 0xB520005, 0xB52F800, 0xB530006, 0xB535000,
+    0xB538005, 0xB55F800, 0xB560006, 0xB565000, 0xB568005, 0xB577000, 0xB57800C, 0xB57A800,
+    0xB580005, 0xB598734, 0xB59B800, 0xB5A0005, 0xB5A2000, 0xB5A8006, 0xB5AD000, 0xB5AD802,
+    0xB5B1000, 0xB5B1805, 0xB5BC000, 0xB5BE805, 0xB5C8000, 0xB6A0005, 0xB6B6800, 0xB6B8006,
+    0xB6BD000, 0xB720005, 0xB740002, 0xB74B800, 0xB780005, 0xB7A5800, 0xB7A7804, 0xB7A8005,
+    0xB7A8804, 0xB7C4000, 0xB7C7804, 0xB7C9805, 0xB7D0000, 0xB7F0005, 0xB7F1000, 0xB7F1805,
+    0xB7F2004, 0xB7F2800, 0xB7F8004, 0xB7F9000, 0xB800005, 0xC3FC000, 0xC400005, 0xC66B000,
+    0xC67F805, 0xC684800, 0xD7F8005, 0xD7FA000, 0xD7FA805, 0xD7FE000, 0xD7FE805, 0xD7FF800,
+    0xD800005, 0xD891800, 0xD899005, 0xD899800, 0xD8A8005, 0xD8A9800, 0xD8AA805, 0xD8AB000,
+    0xD8B2005, 0xD8B4000, 0xD8B8005, 0xD97E000, 0xDE00005, 0xDE35800, 0xDE38005, 0xDE3E800,
+    0xDE40005, 0xDE44800, 0xDE48005, 0xDE4D000, 0xDE4E804, 0xDE4F00C, 0xDE4F800, 0xE678006,
+    0xE67D000, 0xE780004, 0xE797000, 0xE798004, 0xE7A3800, 0xE8B2EC4, 0xE8B380C, 0xE8B5000,
+    0xE8B6F14, 0xE8B76C4, 0xE8B9800, 0xE8BDEE4, 0xE8C1800, 0xE8C2F34, 0xE8C56E4, 0xE8C6000,
+    0xE8D5734, 0xE8D7000, 0xE921734, 0xE922800, 0xE960002, 0xE96A000, 0xE970002, 0xE97A000,
+    0xE9B0002, 0xE9BC800, 0xEA00005, 0xEA2A800, 0xEA2B005, 0xEA4E800, 0xEA4F005, 0xEA50000,
+    0xEA51005, 0xEA51800, 0xEA52805, 0xEA53800, 0xEA54805, 0xEA56800, 0xEA57005, 0xEA5D000,
+    0xEA5D805, 0xEA5E000, 0xEA5E805, 0xEA62000, 0xEA62805, 0xEA83000, 0xEA83805, 0xEA85800,
+    0xEA86805, 0xEA8A800, 0xEA8B005, 0xEA8E800, 0xEA8F005, 0xEA9D000, 0xEA9D805, 0xEA9F800,
+    0xEAA0005, 0xEAA2800, 0xEAA3005, 0xEAA3800, 0xEAA5005, 0xEAA8800, 0xEAA9005, 0xEB53000,
+    0xEB54005, 0xEB60800, 0xEB61005, 0xEB6D800, 0xEB6E005, 0xEB7D800, 0xEB7E005, 0xEB8A800,
+    0xEB8B005, 0xEB9A800, 0xEB9B005, 0xEBA7800, 0xEBA8005, 0xEBB7800, 0xEBB8005, 0xEBC4800,
+    0xEBC5005, 0xEBD4800, 0xEBD5005, 0xEBE1800, 0xEBE2005, 0xEBE6000, 0xEBE7006, 0xEC00000,
+    0xED00004, 0xED1B800, 0xED1D804, 0xED36800, 0xED3A804, 0xED3B000, 0xED42004, 0xED42800,
+    0xED4D804, 0xED50000, 0xED50804, 0xED58000, 0xEF80005, 0xEF8F800, 0xEF92805, 0xEF95800,
+    0xF000734, 0xF003800, 0xF004734, 0xF00C800, 0xF00DF34, 0xF011000, 0xF011F34, 0xF012800,
+    0xF013734, 0xF015800, 0xF018005, 0xF037000, 0xF047804, 0xF048000, 0xF080005, 0xF096800,
+    0xF098004, 0xF09B805, 0xF09F000, 0xF0A0006, 0xF0A5000, 0xF0A7005, 0xF0A7800, 0xF148005,
+    0xF157004, 0xF157800, 0xF160005, 0xF176004, 0xF178006, 0xF17D000, 0xF268005, 0xF276004,
+    0xF278006, 0xF27D000, 0xF2E8005, 0xF2F7004, 0xF2F8005, 0xF2F8806, 0xF2FD800, 0xF3F0005,
+    0xF3F3800, 0xF3F4005, 0xF3F6000, 0xF3F6805, 0xF3F7800, 0xF3F8005, 0xF3FF800, 0xF400005,
+    0xF462800, 0xF463802, 0xF4686E4, 0xF46B800, 0xF480005, 0xF4A2734, 0xF4A503C, 0xF4A5805,
+    0xF4A6000, 0xF4A8006, 0xF4AD000, 0xF638802, 0xF656000, 0xF656802, 0xF658000, 0xF658802,
+    0xF65A800, 0xF680802, 0xF697000, 0xF697802, 0xF69F000, 0xF700005, 0xF702000, 0xF702805,
+    0xF710000, 0xF710805, 0xF711800, 0xF712005, 0xF712800, 0xF713805, 0xF714000, 0xF714805,
+    0xF719800, 0xF71A005, 0xF71C000, 0xF71C805, 0xF71D000, 0xF71D805, 0xF71E000, 0xF721005,
+    0xF721800, 0xF723805, 0xF724000, 0xF724805, 0xF725000, 0xF725805, 0xF726000, 0xF726805,
+    0xF728000, 0xF728805, 0xF729800, 0xF72A005, 0xF72A800, 0xF72B805, 0xF72C000, 0xF72C805,
+    0xF72D000, 0xF72D805, 0xF72E000, 0xF72E805, 0xF72F000, 0xF72F805, 0xF730000, 0xF730805,
+    0xF731800, 0xF732005, 0xF732800, 0xF733805, 0xF735800, 0xF736005, 0xF739800, 0xF73A005,
+    0xF73C000, 0xF73C805, 0xF73E800, 0xF73F005, 0xF73F800, 0xF740005, 0xF745000, 0xF745805,
+    0xF74E000, 0xF750805, 0xF752000, 0xF752805, 0xF755000, 0xF755805, 0xF75E000, 0xF880002,
+    0xF886800, 0xF898004, 0xF8A5000, 0xF8A8004, 0xF8B5000, 0xF8B8004, 0xF8C5000, 0xFDF8006,
+    0xFDFD000, 0x10000005, 0x15370000, 0x15380005, 0x15B9D000, 0x15BA0005, 0x15C0F000,
+    0x15C10005, 0x16751000, 0x16758005, 0x175F0800, 0x175F8005, 0x1772F000, 0x17C00005,
+    0x17D0F000, 0x18000005, 0x189A5800, 0x189A8005, 0x191D8000, 0x70080004, 0x700F8000,
+};
+
+/* c, first, second: c decomposes into the two; the first UNICODE_COMPOSED also compose */
+static const u32 unicode_pairs[3 * UNICODE_PAIRS] = {
+    0xC0, 0x41, 0x300, 0xC1, 0x41, 0x301, 0xC2, 0x41, 0x302, 0xC3, 0x41, 0x303, 0xC4, 0x41,
+    0x308, 0xC5, 0x41, 0x30A, 0xC7, 0x43, 0x327, 0xC8, 0x45, 0x300, 0xC9, 0x45, 0x301, 0xCA,
+    0x45, 0x302, 0xCB, 0x45, 0x308, 0xCC, 0x49, 0x300, 0xCD, 0x49, 0x301, 0xCE, 0x49, 0x302,
+    0xCF, 0x49, 0x308, 0xD1, 0x4E, 0x303, 0xD2, 0x4F, 0x300, 0xD3, 0x4F, 0x301, 0xD4, 0x4F,
+    0x302, 0xD5, 0x4F, 0x303, 0xD6, 0x4F, 0x308, 0xD9, 0x55, 0x300, 0xDA, 0x55, 0x301, 0xDB,
+    0x55, 0x302, 0xDC, 0x55, 0x308, 0xDD, 0x59, 0x301, 0xE0, 0x61, 0x300, 0xE1, 0x61, 0x301,
+    0xE2, 0x61, 0x302, 0xE3, 0x61, 0x303, 0xE4, 0x61, 0x308, 0xE5, 0x61, 0x30A, 0xE7, 0x63,
+    0x327, 0xE8, 0x65, 0x300, 0xE9, 0x65, 0x301, 0xEA, 0x65, 0x302, 0xEB, 0x65, 0x308, 0xEC,
+    0x69, 0x300, 0xED, 0x69, 0x301, 0xEE, 0x69, 0x302, 0xEF, 0x69, 0x308, 0xF1, 0x6E, 0x303,
+    0xF2, 0x6F, 0x300, 0xF3, 0x6F, 0x301, 0xF4, 0x6F, 0x302, 0xF5, 0x6F, 0x303, 0xF6, 0x6F,
+    0x308, 0xF9, 0x75, 0x300, 0xFA, 0x75, 0x301, 0xFB, 0x75, 0x302, 0xFC, 0x75, 0x308, 0xFD,
+    0x79, 0x301, 0xFF, 0x79, 0x308, 0x100, 0x41, 0x304, 0x101, 0x61, 0x304, 0x102, 0x41, 0x306,
+    0x103, 0x61, 0x306, 0x104, 0x41, 0x328, 0x105, 0x61, 0x328, 0x106, 0x43, 0x301, 0x107, 0x63,
+    0x301, 0x108, 0x43, 0x302, 0x109, 0x63, 0x302, 0x10A, 0x43, 0x307, 0x10B, 0x63, 0x307,
+    0x10C, 0x43, 0x30C, 0x10D, 0x63, 0x30C, 0x10E, 0x44, 0x30C, 0x10F, 0x64, 0x30C, 0x112, 0x45,
+    0x304, 0x113, 0x65, 0x304, 0x114, 0x45, 0x306, 0x115, 0x65, 0x306, 0x116, 0x45, 0x307,
+    0x117, 0x65, 0x307, 0x118, 0x45, 0x328, 0x119, 0x65, 0x328, 0x11A, 0x45, 0x30C, 0x11B, 0x65,
+    0x30C, 0x11C, 0x47, 0x302, 0x11D, 0x67, 0x302, 0x11E, 0x47, 0x306, 0x11F, 0x67, 0x306,
+    0x120, 0x47, 0x307, 0x121, 0x67, 0x307, 0x122, 0x47, 0x327, 0x123, 0x67, 0x327, 0x124, 0x48,
+    0x302, 0x125, 0x68, 0x302, 0x128, 0x49, 0x303, 0x129, 0x69, 0x303, 0x12A, 0x49, 0x304,
+    0x12B, 0x69, 0x304, 0x12C, 0x49, 0x306, 0x12D, 0x69, 0x306, 0x12E, 0x49, 0x328, 0x12F, 0x69,
+    0x328, 0x130, 0x49, 0x307, 0x134, 0x4A, 0x302, 0x135, 0x6A, 0x302, 0x136, 0x4B, 0x327,
+    0x137, 0x6B, 0x327, 0x139, 0x4C, 0x301, 0x13A, 0x6C, 0x301, 0x13B, 0x4C, 0x327, 0x13C, 0x6C,
+    0x327, 0x13D, 0x4C, 0x30C, 0x13E, 0x6C, 0x30C, 0x143, 0x4E, 0x301, 0x144, 0x6E, 0x301,
+    0x145, 0x4E, 0x327, 0x146, 0x6E, 0x327, 0x147, 0x4E, 0x30C, 0x148, 0x6E, 0x30C, 0x14C, 0x4F,
+    0x304, 0x14D, 0x6F, 0x304, 0x14E, 0x4F, 0x306, 0x14F, 0x6F, 0x306, 0x150, 0x4F, 0x30B,
+    0x151, 0x6F, 0x30B, 0x154, 0x52, 0x301, 0x155, 0x72, 0x301, 0x156, 0x52, 0x327, 0x157, 0x72,
+    0x327, 0x158, 0x52, 0x30C, 0x159, 0x72, 0x30C, 0x15A, 0x53, 0x301, 0x15B, 0x73, 0x301,
+    0x15C, 0x53, 0x302, 0x15D, 0x73, 0x302, 0x15E, 0x53, 0x327, 0x15F, 0x73, 0x327, 0x160, 0x53,
+    0x30C, 0x161, 0x73, 0x30C, 0x162, 0x54, 0x327, 0x163, 0x74, 0x327, 0x164, 0x54, 0x30C,
+    0x165, 0x74, 0x30C, 0x168, 0x55, 0x303, 0x169, 0x75, 0x303, 0x16A, 0x55, 0x304, 0x16B, 0x75,
+    0x304, 0x16C, 0x55, 0x306, 0x16D, 0x75, 0x306, 0x16E, 0x55, 0x30A, 0x16F, 0x75, 0x30A,
+    0x170, 0x55, 0x30B, 0x171, 0x75, 0x30B, 0x172, 0x55, 0x328, 0x173, 0x75, 0x328, 0x174, 0x57,
+    0x302, 0x175, 0x77, 0x302, 0x176, 0x59, 0x302, 0x177, 0x79, 0x302, 0x178, 0x59, 0x308,
+    0x179, 0x5A, 0x301, 0x17A, 0x7A, 0x301, 0x17B, 0x5A, 0x307, 0x17C, 0x7A, 0x307, 0x17D, 0x5A,
+    0x30C, 0x17E, 0x7A, 0x30C, 0x1A0, 0x4F, 0x31B, 0x1A1, 0x6F, 0x31B, 0x1AF, 0x55, 0x31B,
+    0x1B0, 0x75, 0x31B, 0x1CD, 0x41, 0x30C, 0x1CE, 0x61, 0x30C, 0x1CF, 0x49, 0x30C, 0x1D0, 0x69,
+    0x30C, 0x1D1, 0x4F, 0x30C, 0x1D2, 0x6F, 0x30C, 0x1D3, 0x55, 0x30C, 0x1D4, 0x75, 0x30C,
+    0x1D5, 0xDC, 0x304, 0x1D6, 0xFC, 0x304, 0x1D7, 0xDC, 0x301, 0x1D8, 0xFC, 0x301, 0x1D9, 0xDC,
+    0x30C, 0x1DA, 0xFC, 0x30C, 0x1DB, 0xDC, 0x300, 0x1DC, 0xFC, 0x300, 0x1DE, 0xC4, 0x304,
+    0x1DF, 0xE4, 0x304, 0x1E0, 0x226, 0x304, 0x1E1, 0x227, 0x304, 0x1E2, 0xC6, 0x304, 0x1E3,
+    0xE6, 0x304, 0x1E6, 0x47, 0x30C, 0x1E7, 0x67, 0x30C, 0x1E8, 0x4B, 0x30C, 0x1E9, 0x6B, 0x30C,
+    0x1EA, 0x4F, 0x328, 0x1EB, 0x6F, 0x328, 0x1EC, 0x1EA, 0x304, 0x1ED, 0x1EB, 0x304, 0x1EE,
+    0x1B7, 0x30C, 0x1EF, 0x292, 0x30C, 0x1F0, 0x6A, 0x30C, 0x1F4, 0x47, 0x301, 0x1F5, 0x67,
+    0x301, 0x1F8, 0x4E, 0x300, 0x1F9, 0x6E, 0x300, 0x1FA, 0xC5, 0x301, 0x1FB, 0xE5, 0x301,
+    0x1FC, 0xC6, 0x301, 0x1FD, 0xE6, 0x301, 0x1FE, 0xD8, 0x301, 0x1FF, 0xF8, 0x301, 0x200, 0x41,
+    0x30F, 0x201, 0x61, 0x30F, 0x202, 0x41, 0x311, 0x203, 0x61, 0x311, 0x204, 0x45, 0x30F,
+    0x205, 0x65, 0x30F, 0x206, 0x45, 0x311, 0x207, 0x65, 0x311, 0x208, 0x49, 0x30F, 0x209, 0x69,
+    0x30F, 0x20A, 0x49, 0x311, 0x20B, 0x69, 0x311, 0x20C, 0x4F, 0x30F, 0x20D, 0x6F, 0x30F,
+    0x20E, 0x4F, 0x311, 0x20F, 0x6F, 0x311, 0x210, 0x52, 0x30F, 0x211, 0x72, 0x30F, 0x212, 0x52,
+    0x311, 0x213, 0x72, 0x311, 0x214, 0x55, 0x30F, 0x215, 0x75, 0x30F, 0x216, 0x55, 0x311,
+    0x217, 0x75, 0x311, 0x218, 0x53, 0x326, 0x219, 0x73, 0x326, 0x21A, 0x54, 0x326, 0x21B, 0x74,
+    0x326, 0x21E, 0x48, 0x30C, 0x21F, 0x68, 0x30C, 0x226, 0x41, 0x307, 0x227, 0x61, 0x307,
+    0x228, 0x45, 0x327, 0x229, 0x65, 0x327, 0x22A, 0xD6, 0x304, 0x22B, 0xF6, 0x304, 0x22C, 0xD5,
+    0x304, 0x22D, 0xF5, 0x304, 0x22E, 0x4F, 0x307, 0x22F, 0x6F, 0x307, 0x230, 0x22E, 0x304,
+    0x231, 0x22F, 0x304, 0x232, 0x59, 0x304, 0x233, 0x79, 0x304, 0x385, 0xA8, 0x301, 0x386,
+    0x391, 0x301, 0x388, 0x395, 0x301, 0x389, 0x397, 0x301, 0x38A, 0x399, 0x301, 0x38C, 0x39F,
+    0x301, 0x38E, 0x3A5, 0x301, 0x38F, 0x3A9, 0x301, 0x390, 0x3CA, 0x301, 0x3AA, 0x399, 0x308,
+    0x3AB, 0x3A5, 0x308, 0x3AC, 0x3B1, 0x301, 0x3AD, 0x3B5, 0x301, 0x3AE, 0x3B7, 0x301, 0x3AF,
+    0x3B9, 0x301, 0x3B0, 0x3CB, 0x301, 0x3CA, 0x3B9, 0x308, 0x3CB, 0x3C5, 0x308, 0x3CC, 0x3BF,
+    0x301, 0x3CD, 0x3C5, 0x301, 0x3CE, 0x3C9, 0x301, 0x3D3, 0x3D2, 0x301, 0x3D4, 0x3D2, 0x308,
+    0x400, 0x415, 0x300, 0x401, 0x415, 0x308, 0x403, 0x413, 0x301, 0x407, 0x406, 0x308, 0x40C,
+    0x41A, 0x301, 0x40D, 0x418, 0x300, 0x40E, 0x423, 0x306, 0x419, 0x418, 0x306, 0x439, 0x438,
+    0x306, 0x450, 0x435, 0x300, 0x451, 0x435, 0x308, 0x453, 0x433, 0x301, 0x457, 0x456, 0x308,
+    0x45C, 0x43A, 0x301, 0x45D, 0x438, 0x300, 0x45E, 0x443, 0x306, 0x476, 0x474, 0x30F, 0x477,
+    0x475, 0x30F, 0x4C1, 0x416, 0x306, 0x4C2, 0x436, 0x306, 0x4D0, 0x410, 0x306, 0x4D1, 0x430,
+    0x306, 0x4D2, 0x410, 0x308, 0x4D3, 0x430, 0x308, 0x4D6, 0x415, 0x306, 0x4D7, 0x435, 0x306,
+    0x4DA, 0x4D8, 0x308, 0x4DB, 0x4D9, 0x308, 0x4DC, 0x416, 0x308, 0x4DD, 0x436, 0x308, 0x4DE,
+    0x417, 0x308, 0x4DF, 0x437, 0x308, 0x4E2, 0x418, 0x304, 0x4E3, 0x438, 0x304, 0x4E4, 0x418,
+    0x308, 0x4E5, 0x438, 0x308, 0x4E6, 0x41E, 0x308, 0x4E7, 0x43E, 0x308, 0x4EA, 0x4E8, 0x308,
+    0x4EB, 0x4E9, 0x308, 0x4EC, 0x42D, 0x308, 0x4ED, 0x44D, 0x308, 0x4EE, 0x423, 0x304, 0x4EF,
+    0x443, 0x304, 0x4F0, 0x423, 0x308, 0x4F1, 0x443, 0x308, 0x4F2, 0x423, 0x30B, 0x4F3, 0x443,
+    0x30B, 0x4F4, 0x427, 0x308, 0x4F5, 0x447, 0x308, 0x4F8, 0x42B, 0x308, 0x4F9, 0x44B, 0x308,
+    0x622, 0x627, 0x653, 0x623, 0x627, 0x654, 0x624, 0x648, 0x654, 0x625, 0x627, 0x655, 0x626,
+    0x64A, 0x654, 0x6C0, 0x6D5, 0x654, 0x6C2, 0x6C1, 0x654, 0x6D3, 0x6D2, 0x654, 0x929, 0x928,
+    0x93C, 0x931, 0x930, 0x93C, 0x934, 0x933, 0x93C, 0x9CB, 0x9C7, 0x9BE, 0x9CC, 0x9C7, 0x9D7,
+    0xB48, 0xB47, 0xB56, 0xB4B, 0xB47, 0xB3E, 0xB4C, 0xB47, 0xB57, 0xB94, 0xB92, 0xBD7, 0xBCA,
+    0xBC6, 0xBBE, 0xBCB, 0xBC7, 0xBBE, 0xBCC, 0xBC6, 0xBD7, 0xC48, 0xC46, 0xC56, 0xCC0, 0xCBF,
+    0xCD5, 0xCC7, 0xCC6, 0xCD5, 0xCC8, 0xCC6, 0xCD6, 0xCCA, 0xCC6, 0xCC2, 0xCCB, 0xCCA, 0xCD5,
+    0xD4A, 0xD46, 0xD3E, 0xD4B, 0xD47, 0xD3E, 0xD4C, 0xD46, 0xD57, 0xDDA, 0xDD9, 0xDCA, 0xDDC,
+    0xDD9, 0xDCF, 0xDDD, 0xDDC, 0xDCA, 0xDDE, 0xDD9, 0xDDF, 0x1026, 0x1025, 0x102E, 0x1B06,
+    0x1B05, 0x1B35, 0x1B08, 0x1B07, 0x1B35, 0x1B0A, 0x1B09, 0x1B35, 0x1B0C, 0x1B0B, 0x1B35,
+    0x1B0E, 0x1B0D, 0x1B35, 0x1B12, 0x1B11, 0x1B35, 0x1B3B, 0x1B3A, 0x1B35, 0x1B3D, 0x1B3C,
+    0x1B35, 0x1B40, 0x1B3E, 0x1B35, 0x1B41, 0x1B3F, 0x1B35, 0x1B43, 0x1B42, 0x1B35, 0x1E00,
+    0x41, 0x325, 0x1E01, 0x61, 0x325, 0x1E02, 0x42, 0x307, 0x1E03, 0x62, 0x307, 0x1E04, 0x42,
+    0x323, 0x1E05, 0x62, 0x323, 0x1E06, 0x42, 0x331, 0x1E07, 0x62, 0x331, 0x1E08, 0xC7, 0x301,
+    0x1E09, 0xE7, 0x301, 0x1E0A, 0x44, 0x307, 0x1E0B, 0x64, 0x307, 0x1E0C, 0x44, 0x323, 0x1E0D,
+    0x64, 0x323, 0x1E0E, 0x44, 0x331, 0x1E0F, 0x64, 0x331, 0x1E10, 0x44, 0x327, 0x1E11, 0x64,
+    0x327, 0x1E12, 0x44, 0x32D, 0x1E13, 0x64, 0x32D, 0x1E14, 0x112, 0x300, 0x1E15, 0x113, 0x300,
+    0x1E16, 0x112, 0x301, 0x1E17, 0x113, 0x301, 0x1E18, 0x45, 0x32D, 0x1E19, 0x65, 0x32D,
+    0x1E1A, 0x45, 0x330, 0x1E1B, 0x65, 0x330, 0x1E1C, 0x228, 0x306, 0x1E1D, 0x229, 0x306,
+    0x1E1E, 0x46, 0x307, 0x1E1F, 0x66, 0x307, 0x1E20, 0x47, 0x304, 0x1E21, 0x67, 0x304, 0x1E22,
+    0x48, 0x307, 0x1E23, 0x68, 0x307, 0x1E24, 0x48, 0x323, 0x1E25, 0x68, 0x323, 0x1E26, 0x48,
+    0x308, 0x1E27, 0x68, 0x308, 0x1E28, 0x48, 0x327, 0x1E29, 0x68, 0x327, 0x1E2A, 0x48, 0x32E,
+    0x1E2B, 0x68, 0x32E, 0x1E2C, 0x49, 0x330, 0x1E2D, 0x69, 0x330, 0x1E2E, 0xCF, 0x301, 0x1E2F,
+    0xEF, 0x301, 0x1E30, 0x4B, 0x301, 0x1E31, 0x6B, 0x301, 0x1E32, 0x4B, 0x323, 0x1E33, 0x6B,
+    0x323, 0x1E34, 0x4B, 0x331, 0x1E35, 0x6B, 0x331, 0x1E36, 0x4C, 0x323, 0x1E37, 0x6C, 0x323,
+    0x1E38, 0x1E36, 0x304, 0x1E39, 0x1E37, 0x304, 0x1E3A, 0x4C, 0x331, 0x1E3B, 0x6C, 0x331,
+    0x1E3C, 0x4C, 0x32D, 0x1E3D, 0x6C, 0x32D, 0x1E3E, 0x4D, 0x301, 0x1E3F, 0x6D, 0x301, 0x1E40,
+    0x4D, 0x307, 0x1E41, 0x6D, 0x307, 0x1E42, 0x4D, 0x323, 0x1E43, 0x6D, 0x323, 0x1E44, 0x4E,
+    0x307, 0x1E45, 0x6E, 0x307, 0x1E46, 0x4E, 0x323, 0x1E47, 0x6E, 0x323, 0x1E48, 0x4E, 0x331,
+    0x1E49, 0x6E, 0x331, 0x1E4A, 0x4E, 0x32D, 0x1E4B, 0x6E, 0x32D, 0x1E4C, 0xD5, 0x301, 0x1E4D,
+    0xF5, 0x301, 0x1E4E, 0xD5, 0x308, 0x1E4F, 0xF5, 0x308, 0x1E50, 0x14C, 0x300, 0x1E51, 0x14D,
+    0x300, 0x1E52, 0x14C, 0x301, 0x1E53, 0x14D, 0x301, 0x1E54, 0x50, 0x301, 0x1E55, 0x70, 0x301,
+    0x1E56, 0x50, 0x307, 0x1E57, 0x70, 0x307, 0x1E58, 0x52, 0x307, 0x1E59, 0x72, 0x307, 0x1E5A,
+    0x52, 0x323, 0x1E5B, 0x72, 0x323, 0x1E5C, 0x1E5A, 0x304, 0x1E5D, 0x1E5B, 0x304, 0x1E5E,
+    0x52, 0x331, 0x1E5F, 0x72, 0x331, 0x1E60, 0x53, 0x307, 0x1E61, 0x73, 0x307, 0x1E62, 0x53,
+    0x323, 0x1E63, 0x73, 0x323, 0x1E64, 0x15A, 0x307, 0x1E65, 0x15B, 0x307, 0x1E66, 0x160,
+    0x307, 0x1E67, 0x161, 0x307, 0x1E68, 0x1E62, 0x307, 0x1E69, 0x1E63, 0x307, 0x1E6A, 0x54,
+    0x307, 0x1E6B, 0x74, 0x307, 0x1E6C, 0x54, 0x323, 0x1E6D, 0x74, 0x323, 0x1E6E, 0x54, 0x331,
+    0x1E6F, 0x74, 0x331, 0x1E70, 0x54, 0x32D, 0x1E71, 0x74, 0x32D, 0x1E72, 0x55, 0x324, 0x1E73,
+    0x75, 0x324, 0x1E74, 0x55, 0x330, 0x1E75, 0x75, 0x330, 0x1E76, 0x55, 0x32D, 0x1E77, 0x75,
+    0x32D, 0x1E78, 0x168, 0x301, 0x1E79, 0x169, 0x301, 0x1E7A, 0x16A, 0x308, 0x1E7B, 0x16B,
+    0x308, 0x1E7C, 0x56, 0x303, 0x1E7D, 0x76, 0x303, 0x1E7E, 0x56, 0x323, 0x1E7F, 0x76, 0x323,
+    0x1E80, 0x57, 0x300, 0x1E81, 0x77, 0x300, 0x1E82, 0x57, 0x301, 0x1E83, 0x77, 0x301, 0x1E84,
+    0x57, 0x308, 0x1E85, 0x77, 0x308, 0x1E86, 0x57, 0x307, 0x1E87, 0x77, 0x307, 0x1E88, 0x57,
+    0x323, 0x1E89, 0x77, 0x323, 0x1E8A, 0x58, 0x307, 0x1E8B, 0x78, 0x307, 0x1E8C, 0x58, 0x308,
+    0x1E8D, 0x78, 0x308, 0x1E8E, 0x59, 0x307, 0x1E8F, 0x79, 0x307, 0x1E90, 0x5A, 0x302, 0x1E91,
+    0x7A, 0x302, 0x1E92, 0x5A, 0x323, 0x1E93, 0x7A, 0x323, 0x1E94, 0x5A, 0x331, 0x1E95, 0x7A,
+    0x331, 0x1E96, 0x68, 0x331, 0x1E97, 0x74, 0x308, 0x1E98, 0x77, 0x30A, 0x1E99, 0x79, 0x30A,
+    0x1E9B, 0x17F, 0x307, 0x1EA0, 0x41, 0x323, 0x1EA1, 0x61, 0x323, 0x1EA2, 0x41, 0x309, 0x1EA3,
+    0x61, 0x309, 0x1EA4, 0xC2, 0x301, 0x1EA5, 0xE2, 0x301, 0x1EA6, 0xC2, 0x300, 0x1EA7, 0xE2,
+    0x300, 0x1EA8, 0xC2, 0x309, 0x1EA9, 0xE2, 0x309, 0x1EAA, 0xC2, 0x303, 0x1EAB, 0xE2, 0x303,
+    0x1EAC, 0x1EA0, 0x302, 0x1EAD, 0x1EA1, 0x302, 0x1EAE, 0x102, 0x301, 0x1EAF, 0x103, 0x301,
+    0x1EB0, 0x102, 0x300, 0x1EB1, 0x103, 0x300, 0x1EB2, 0x102, 0x309, 0x1EB3, 0x103, 0x309,
+    0x1EB4, 0x102, 0x303, 0x1EB5, 0x103, 0x303, 0x1EB6, 0x1EA0, 0x306, 0x1EB7, 0x1EA1, 0x306,
+    0x1EB8, 0x45, 0x323, 0x1EB9, 0x65, 0x323, 0x1EBA, 0x45, 0x309, 0x1EBB, 0x65, 0x309, 0x1EBC,
+    0x45, 0x303, 0x1EBD, 0x65, 0x303, 0x1EBE, 0xCA, 0x301, 0x1EBF, 0xEA, 0x301, 0x1EC0, 0xCA,
+    0x300, 0x1EC1, 0xEA, 0x300, 0x1EC2, 0xCA, 0x309, 0x1EC3, 0xEA, 0x309, 0x1EC4, 0xCA, 0x303,
+    0x1EC5, 0xEA, 0x303, 0x1EC6, 0x1EB8, 0x302, 0x1EC7, 0x1EB9, 0x302, 0x1EC8, 0x49, 0x309,
+    0x1EC9, 0x69, 0x309, 0x1ECA, 0x49, 0x323, 0x1ECB, 0x69, 0x323, 0x1ECC, 0x4F, 0x323, 0x1ECD,
+    0x6F, 0x323, 0x1ECE, 0x4F, 0x309, 0x1ECF, 0x6F, 0x309, 0x1ED0, 0xD4, 0x301, 0x1ED1, 0xF4,
+    0x301, 0x1ED2, 0xD4, 0x300, 0x1ED3, 0xF4, 0x300, 0x1ED4, 0xD4, 0x309, 0x1ED5, 0xF4, 0x309,
+    0x1ED6, 0xD4, 0x303, 0x1ED7, 0xF4, 0x303, 0x1ED8, 0x1ECC, 0x302, 0x1ED9, 0x1ECD, 0x302,
+    0x1EDA, 0x1A0, 0x301, 0x1EDB, 0x1A1, 0x301, 0x1EDC, 0x1A0, 0x300, 0x1EDD, 0x1A1, 0x300,
+    0x1EDE, 0x1A0, 0x309, 0x1EDF, 0x1A1, 0x309, 0x1EE0, 0x1A0, 0x303, 0x1EE1, 0x1A1, 0x303,
+    0x1EE2, 0x1A0, 0x323, 0x1EE3, 0x1A1, 0x323, 0x1EE4, 0x55, 0x323, 0x1EE5, 0x75, 0x323,
+    0x1EE6, 0x55, 0x309, 0x1EE7, 0x75, 0x309, 0x1EE8, 0x1AF, 0x301, 0x1EE9, 0x1B0, 0x301,
+    0x1EEA, 0x1AF, 0x300, 0x1EEB, 0x1B0, 0x300, 0x1EEC, 0x1AF, 0x309, 0x1EED, 0x1B0, 0x309,
+    0x1EEE, 0x1AF, 0x303, 0x1EEF, 0x1B0, 0x303, 0x1EF0, 0x1AF, 0x323, 0x1EF1, 0x1B0, 0x323,
+    0x1EF2, 0x59, 0x300, 0x1EF3, 0x79, 0x300, 0x1EF4, 0x59, 0x323, 0x1EF5, 0x79, 0x323, 0x1EF6,
+    0x59, 0x309, 0x1EF7, 0x79, 0x309, 0x1EF8, 0x59, 0x303, 0x1EF9, 0x79, 0x303, 0x1F00, 0x3B1,
+    0x313, 0x1F01, 0x3B1, 0x314, 0x1F02, 0x1F00, 0x300, 0x1F03, 0x1F01, 0x300, 0x1F04, 0x1F00,
+    0x301, 0x1F05, 0x1F01, 0x301, 0x1F06, 0x1F00, 0x342, 0x1F07, 0x1F01, 0x342, 0x1F08, 0x391,
+    0x313, 0x1F09, 0x391, 0x314, 0x1F0A, 0x1F08, 0x300, 0x1F0B, 0x1F09, 0x300, 0x1F0C, 0x1F08,
+    0x301, 0x1F0D, 0x1F09, 0x301, 0x1F0E, 0x1F08, 0x342, 0x1F0F, 0x1F09, 0x342, 0x1F10, 0x3B5,
+    0x313, 0x1F11, 0x3B5, 0x314, 0x1F12, 0x1F10, 0x300, 0x1F13, 0x1F11, 0x300, 0x1F14, 0x1F10,
+    0x301, 0x1F15, 0x1F11, 0x301, 0x1F18, 0x395, 0x313, 0x1F19, 0x395, 0x314, 0x1F1A, 0x1F18,
+    0x300, 0x1F1B, 0x1F19, 0x300, 0x1F1C, 0x1F18, 0x301, 0x1F1D, 0x1F19, 0x301, 0x1F20, 0x3B7,
+    0x313, 0x1F21, 0x3B7, 0x314, 0x1F22, 0x1F20, 0x300, 0x1F23, 0x1F21, 0x300, 0x1F24, 0x1F20,
+    0x301, 0x1F25, 0x1F21, 0x301, 0x1F26, 0x1F20, 0x342, 0x1F27, 0x1F21, 0x342, 0x1F28, 0x397,
+    0x313, 0x1F29, 0x397, 0x314, 0x1F2A, 0x1F28, 0x300, 0x1F2B, 0x1F29, 0x300, 0x1F2C, 0x1F28,
+    0x301, 0x1F2D, 0x1F29, 0x301, 0x1F2E, 0x1F28, 0x342, 0x1F2F, 0x1F29, 0x342, 0x1F30, 0x3B9,
+    0x313, 0x1F31, 0x3B9, 0x314, 0x1F32, 0x1F30, 0x300, 0x1F33, 0x1F31, 0x300, 0x1F34, 0x1F30,
+    0x301, 0x1F35, 0x1F31, 0x301, 0x1F36, 0x1F30, 0x342, 0x1F37, 0x1F31, 0x342, 0x1F38, 0x399,
+    0x313, 0x1F39, 0x399, 0x314, 0x1F3A, 0x1F38, 0x300, 0x1F3B, 0x1F39, 0x300, 0x1F3C, 0x1F38,
+    0x301, 0x1F3D, 0x1F39, 0x301, 0x1F3E, 0x1F38, 0x342, 0x1F3F, 0x1F39, 0x342, 0x1F40, 0x3BF,
+    0x313, 0x1F41, 0x3BF, 0x314, 0x1F42, 0x1F40, 0x300, 0x1F43, 0x1F41, 0x300, 0x1F44, 0x1F40,
+    0x301, 0x1F45, 0x1F41, 0x301, 0x1F48, 0x39F, 0x313, 0x1F49, 0x39F, 0x314, 0x1F4A, 0x1F48,
+    0x300, 0x1F4B, 0x1F49, 0x300, 0x1F4C, 0x1F48, 0x301, 0x1F4D, 0x1F49, 0x301, 0x1F50, 0x3C5,
+    0x313, 0x1F51, 0x3C5, 0x314, 0x1F52, 0x1F50, 0x300, 0x1F53, 0x1F51, 0x300, 0x1F54, 0x1F50,
+    0x301, 0x1F55, 0x1F51, 0x301, 0x1F56, 0x1F50, 0x342, 0x1F57, 0x1F51, 0x342, 0x1F59, 0x3A5,
+    0x314, 0x1F5B, 0x1F59, 0x300, 0x1F5D, 0x1F59, 0x301, 0x1F5F, 0x1F59, 0x342, 0x1F60, 0x3C9,
+    0x313, 0x1F61, 0x3C9, 0x314, 0x1F62, 0x1F60, 0x300, 0x1F63, 0x1F61, 0x300, 0x1F64, 0x1F60,
+    0x301, 0x1F65, 0x1F61, 0x301, 0x1F66, 0x1F60, 0x342, 0x1F67, 0x1F61, 0x342, 0x1F68, 0x3A9,
+    0x313, 0x1F69, 0x3A9, 0x314, 0x1F6A, 0x1F68, 0x300, 0x1F6B, 0x1F69, 0x300, 0x1F6C, 0x1F68,
+    0x301, 0x1F6D, 0x1F69, 0x301, 0x1F6E, 0x1F68, 0x342, 0x1F6F, 0x1F69, 0x342, 0x1F70, 0x3B1,
+    0x300, 0x1F72, 0x3B5, 0x300, 0x1F74, 0x3B7, 0x300, 0x1F76, 0x3B9, 0x300, 0x1F78, 0x3BF,
+    0x300, 0x1F7A, 0x3C5, 0x300, 0x1F7C, 0x3C9, 0x300, 0x1F80, 0x1F00, 0x345, 0x1F81, 0x1F01,
+    0x345, 0x1F82, 0x1F02, 0x345, 0x1F83, 0x1F03, 0x345, 0x1F84, 0x1F04, 0x345, 0x1F85, 0x1F05,
+    0x345, 0x1F86, 0x1F06, 0x345, 0x1F87, 0x1F07, 0x345, 0x1F88, 0x1F08, 0x345, 0x1F89, 0x1F09,
+    0x345, 0x1F8A, 0x1F0A, 0x345, 0x1F8B, 0x1F0B, 0x345, 0x1F8C, 0x1F0C, 0x345, 0x1F8D, 0x1F0D,
+    0x345, 0x1F8E, 0x1F0E, 0x345, 0x1F8F, 0x1F0F, 0x345, 0x1F90, 0x1F20, 0x345, 0x1F91, 0x1F21,
+    0x345, 0x1F92, 0x1F22, 0x345, 0x1F93, 0x1F23, 0x345, 0x1F94, 0x1F24, 0x345, 0x1F95, 0x1F25,
+    0x345, 0x1F96, 0x1F26, 0x345, 0x1F97, 0x1F27, 0x345, 0x1F98, 0x1F28, 0x345, 0x1F99, 0x1F29,
+    0x345, 0x1F9A, 0x1F2A, 0x345, 0x1F9B, 0x1F2B, 0x345, 0x1F9C, 0x1F2C, 0x345, 0x1F9D, 0x1F2D,
+    0x345, 0x1F9E, 0x1F2E, 0x345, 0x1F9F, 0x1F2F, 0x345, 0x1FA0, 0x1F60, 0x345, 0x1FA1, 0x1F61,
+    0x345, 0x1FA2, 0x1F62, 0x345, 0x1FA3, 0x1F63, 0x345, 0x1FA4, 0x1F64, 0x345, 0x1FA5, 0x1F65,
+    0x345, 0x1FA6, 0x1F66, 0x345, 0x1FA7, 0x1F67, 0x345, 0x1FA8, 0x1F68, 0x345, 0x1FA9, 0x1F69,
+    0x345, 0x1FAA, 0x1F6A, 0x345, 0x1FAB, 0x1F6B, 0x345, 0x1FAC, 0x1F6C, 0x345, 0x1FAD, 0x1F6D,
+    0x345, 0x1FAE, 0x1F6E, 0x345, 0x1FAF, 0x1F6F, 0x345, 0x1FB0, 0x3B1, 0x306, 0x1FB1, 0x3B1,
+    0x304, 0x1FB2, 0x1F70, 0x345, 0x1FB3, 0x3B1, 0x345, 0x1FB4, 0x3AC, 0x345, 0x1FB6, 0x3B1,
+    0x342, 0x1FB7, 0x1FB6, 0x345, 0x1FB8, 0x391, 0x306, 0x1FB9, 0x391, 0x304, 0x1FBA, 0x391,
+    0x300, 0x1FBC, 0x391, 0x345, 0x1FC1, 0xA8, 0x342, 0x1FC2, 0x1F74, 0x345, 0x1FC3, 0x3B7,
+    0x345, 0x1FC4, 0x3AE, 0x345, 0x1FC6, 0x3B7, 0x342, 0x1FC7, 0x1FC6, 0x345, 0x1FC8, 0x395,
+    0x300, 0x1FCA, 0x397, 0x300, 0x1FCC, 0x397, 0x345, 0x1FCD, 0x1FBF, 0x300, 0x1FCE, 0x1FBF,
+    0x301, 0x1FCF, 0x1FBF, 0x342, 0x1FD0, 0x3B9, 0x306, 0x1FD1, 0x3B9, 0x304, 0x1FD2, 0x3CA,
+    0x300, 0x1FD6, 0x3B9, 0x342, 0x1FD7, 0x3CA, 0x342, 0x1FD8, 0x399, 0x306, 0x1FD9, 0x399,
+    0x304, 0x1FDA, 0x399, 0x300, 0x1FDD, 0x1FFE, 0x300, 0x1FDE, 0x1FFE, 0x301, 0x1FDF, 0x1FFE,
+    0x342, 0x1FE0, 0x3C5, 0x306, 0x1FE1, 0x3C5, 0x304, 0x1FE2, 0x3CB, 0x300, 0x1FE4, 0x3C1,
+    0x313, 0x1FE5, 0x3C1, 0x314, 0x1FE6, 0x3C5, 0x342, 0x1FE7, 0x3CB, 0x342, 0x1FE8, 0x3A5,
+    0x306, 0x1FE9, 0x3A5, 0x304, 0x1FEA, 0x3A5, 0x300, 0x1FEC, 0x3A1, 0x314, 0x1FED, 0xA8,
+    0x300, 0x1FF2, 0x1F7C, 0x345, 0x1FF3, 0x3C9, 0x345, 0x1FF4, 0x3CE, 0x345, 0x1FF6, 0x3C9,
+    0x342, 0x1FF7, 0x1FF6, 0x345, 0x1FF8, 0x39F, 0x300, 0x1FFA, 0x3A9, 0x300, 0x1FFC, 0x3A9,
+    0x345, 0x219A, 0x2190, 0x338, 0x219B, 0x2192, 0x338, 0x21AE, 0x2194, 0x338, 0x21CD, 0x21D0,
+    0x338, 0x21CE, 0x21D4, 0x338, 0x21CF, 0x21D2, 0x338, 0x2204, 0x2203, 0x338, 0x2209, 0x2208,
+    0x338, 0x220C, 0x220B, 0x338, 0x2224, 0x2223, 0x338, 0x2226, 0x2225, 0x338, 0x2241, 0x223C,
+    0x338, 0x2244, 0x2243, 0x338, 0x2247, 0x2245, 0x338, 0x2249, 0x2248, 0x338, 0x2260, 0x3D,
+    0x338, 0x2262, 0x2261, 0x338, 0x226D, 0x224D, 0x338, 0x226E, 0x3C, 0x338, 0x226F, 0x3E,
+    0x338, 0x2270, 0x2264, 0x338, 0x2271, 0x2265, 0x338, 0x2274, 0x2272, 0x338, 0x2275, 0x2273,
+    0x338, 0x2278, 0x2276, 0x338, 0x2279, 0x2277, 0x338, 0x2280, 0x227A, 0x338, 0x2281, 0x227B,
+    0x338, 0x2284, 0x2282, 0x338, 0x2285, 0x2283, 0x338, 0x2288, 0x2286, 0x338, 0x2289, 0x2287,
+    0x338, 0x22AC, 0x22A2, 0x338, 0x22AD, 0x22A8, 0x338, 0x22AE, 0x22A9, 0x338, 0x22AF, 0x22AB,
+    0x338, 0x22E0, 0x227C, 0x338, 0x22E1, 0x227D, 0x338, 0x22E2, 0x2291, 0x338, 0x22E3, 0x2292,
+    0x338, 0x22EA, 0x22B2, 0x338, 0x22EB, 0x22B3, 0x338, 0x22EC, 0x22B4, 0x338, 0x22ED, 0x22B5,
+    0x338, 0x304C, 0x304B, 0x3099, 0x304E, 0x304D, 0x3099, 0x3050, 0x304F, 0x3099, 0x3052,
+    0x3051, 0x3099, 0x3054, 0x3053, 0x3099, 0x3056, 0x3055, 0x3099, 0x3058, 0x3057, 0x3099,
+    0x305A, 0x3059, 0x3099, 0x305C, 0x305B, 0x3099, 0x305E, 0x305D, 0x3099, 0x3060, 0x305F,
+    0x3099, 0x3062, 0x3061, 0x3099, 0x3065, 0x3064, 0x3099, 0x3067, 0x3066, 0x3099, 0x3069,
+    0x3068, 0x3099, 0x3070, 0x306F, 0x3099, 0x3071, 0x306F, 0x309A, 0x3073, 0x3072, 0x3099,
+    0x3074, 0x3072, 0x309A, 0x3076, 0x3075, 0x3099, 0x3077, 0x3075, 0x309A, 0x3079, 0x3078,
+    0x3099, 0x307A, 0x3078, 0x309A, 0x307C, 0x307B, 0x3099, 0x307D, 0x307B, 0x309A, 0x3094,
+    0x3046, 0x3099, 0x309E, 0x309D, 0x3099, 0x30AC, 0x30AB, 0x3099, 0x30AE, 0x30AD, 0x3099,
+    0x30B0, 0x30AF, 0x3099, 0x30B2, 0x30B1, 0x3099, 0x30B4, 0x30B3, 0x3099, 0x30B6, 0x30B5,
+    0x3099, 0x30B8, 0x30B7, 0x3099, 0x30BA, 0x30B9, 0x3099, 0x30BC, 0x30BB, 0x3099, 0x30BE,
+    0x30BD, 0x3099, 0x30C0, 0x30BF, 0x3099, 0x30C2, 0x30C1, 0x3099, 0x30C5, 0x30C4, 0x3099,
+    0x30C7, 0x30C6, 0x3099, 0x30C9, 0x30C8, 0x3099, 0x30D0, 0x30CF, 0x3099, 0x30D1, 0x30CF,
+    0x309A, 0x30D3, 0x30D2, 0x3099, 0x30D4, 0x30D2, 0x309A, 0x30D6, 0x30D5, 0x3099, 0x30D7,
+    0x30D5, 0x309A, 0x30D9, 0x30D8, 0x3099, 0x30DA, 0x30D8, 0x309A, 0x30DC, 0x30DB, 0x3099,
+    0x30DD, 0x30DB, 0x309A, 0x30F4, 0x30A6, 0x3099, 0x30F7, 0x30EF, 0x3099, 0x30F8, 0x30F0,
+    0x3099, 0x30F9, 0x30F1, 0x3099, 0x30FA, 0x30F2, 0x3099, 0x30FE, 0x30FD, 0x3099, 0x1109A,
+    0x11099, 0x110BA, 0x1109C, 0x1109B, 0x110BA, 0x110AB, 0x110A5, 0x110BA, 0x1112E, 0x11131,
+    0x11127, 0x1112F, 0x11132, 0x11127, 0x1134B, 0x11347, 0x1133E, 0x1134C, 0x11347, 0x11357,
+    0x114BB, 0x114B9, 0x114BA, 0x114BC, 0x114B9, 0x114B0, 0x114BE, 0x114B9, 0x114BD, 0x115BA,
+    0x115B8, 0x115AF, 0x115BB, 0x115B9, 0x115AF, 0x340, 0x300, 0, 0x341, 0x301, 0, 0x343, 0x313,
+    0, 0x344, 0x308, 0x301, 0x374, 0x2B9, 0, 0x37E, 0x3B, 0, 0x387, 0xB7, 0, 0x958, 0x915,
+    0x93C, 0x959, 0x916, 0x93C, 0x95A, 0x917, 0x93C, 0x95B, 0x91C, 0x93C, 0x95C, 0x921, 0x93C,
+    0x95D, 0x922, 0x93C, 0x95E, 0x92B, 0x93C, 0x95F, 0x92F, 0x93C, 0x9DC, 0x9A1, 0x9BC, 0x9DD,
+    0x9A2, 0x9BC, 0x9DF, 0x9AF, 0x9BC, 0xA33, 0xA32, 0xA3C, 0xA36, 0xA38, 0xA3C, 0xA59, 0xA16,
+    0xA3C, 0xA5A, 0xA17, 0xA3C, 0xA5B, 0xA1C, 0xA3C, 0xA5E, 0xA2B, 0xA3C, 0xB5C, 0xB21, 0xB3C,
+    0xB5D, 0xB22, 0xB3C, 0xF43, 0xF42, 0xFB7, 0xF4D, 0xF4C, 0xFB7, 0xF52, 0xF51, 0xFB7, 0xF57,
+    0xF56, 0xFB7, 0xF5C, 0xF5B, 0xFB7, 0xF69, 0xF40, 0xFB5, 0xF73, 0xF71, 0xF72, 0xF75, 0xF71,
+    0xF74, 0xF76, 0xFB2, 0xF80, 0xF78, 0xFB3, 0xF80, 0xF81, 0xF71, 0xF80, 0xF93, 0xF92, 0xFB7,
+    0xF9D, 0xF9C, 0xFB7, 0xFA2, 0xFA1, 0xFB7, 0xFA7, 0xFA6, 0xFB7, 0xFAC, 0xFAB, 0xFB7, 0xFB9,
+    0xF90, 0xFB5, 0x1F71, 0x3B1, 0x301, 0x1F73, 0x3B5, 0x301, 0x1F75, 0x3B7, 0x301, 0x1F77,
+    0x3B9, 0x301, 0x1F79, 0x3BF, 0x301, 0x1F7B, 0x3C5, 0x301, 0x1F7D, 0x3C9, 0x301, 0x1FBB,
+    0x391, 0x301, 0x1FBE, 0x3B9, 0, 0x1FC9, 0x395, 0x301, 0x1FCB, 0x397, 0x301, 0x1FD3, 0x3CA,
+    0x301, 0x1FDB, 0x399, 0x301, 0x1FE3, 0x3CB, 0x301, 0x1FEB, 0x3A5, 0x301, 0x1FEE, 0xA8,
+    0x301, 0x1FEF, 0x60, 0, 0x1FF9, 0x39F, 0x301, 0x1FFB, 0x3A9, 0x301, 0x1FFD, 0xB4, 0, 0x2000,
+    0x2002, 0, 0x2001, 0x2003, 0, 0x2126, 0x3A9, 0, 0x212A, 0x4B, 0, 0x212B, 0x41, 0x30A,
+    0x2329, 0x3008, 0, 0x232A, 0x3009, 0, 0x2ADC, 0x2ADD, 0x338, 0xF900, 0x8C48, 0, 0xF901,
+    0x66F4, 0, 0xF902, 0x8ECA, 0, 0xF903, 0x8CC8, 0, 0xF904, 0x6ED1, 0, 0xF905, 0x4E32, 0,
+    0xF906, 0x53E5, 0, 0xF907, 0x9F9C, 0, 0xF908, 0x9F9C, 0, 0xF909, 0x5951, 0, 0xF90A, 0x91D1,
+    0, 0xF90B, 0x5587, 0, 0xF90C, 0x5948, 0, 0xF90D, 0x61F6, 0, 0xF90E, 0x7669, 0, 0xF90F,
+    0x7F85, 0, 0xF910, 0x863F, 0, 0xF911, 0x87BA, 0, 0xF912, 0x88F8, 0, 0xF913, 0x908F, 0,
+    0xF914, 0x6A02, 0, 0xF915, 0x6D1B, 0, 0xF916, 0x70D9, 0, 0xF917, 0x73DE, 0, 0xF918, 0x843D,
+    0, 0xF919, 0x916A, 0, 0xF91A, 0x99F1, 0, 0xF91B, 0x4E82, 0, 0xF91C, 0x5375, 0, 0xF91D,
+    0x6B04, 0, 0xF91E, 0x721B, 0, 0xF91F, 0x862D, 0, 0xF920, 0x9E1E, 0, 0xF921, 0x5D50, 0,
+    0xF922, 0x6FEB, 0, 0xF923, 0x85CD, 0, 0xF924, 0x8964, 0, 0xF925, 0x62C9, 0, 0xF926, 0x81D8,
+    0, 0xF927, 0x881F, 0, 0xF928, 0x5ECA, 0, 0xF929, 0x6717, 0, 0xF92A, 0x6D6A, 0, 0xF92B,
+    0x72FC, 0, 0xF92C, 0x90CE, 0, 0xF92D, 0x4F86, 0, 0xF92E, 0x51B7, 0, 0xF92F, 0x52DE, 0,
+    0xF930, 0x64C4, 0, 0xF931, 0x6AD3, 0, 0xF932, 0x7210, 0, 0xF933, 0x76E7, 0, 0xF934, 0x8001,
+    0, 0xF935, 0x8606, 0, 0xF936, 0x865C, 0, 0xF937, 0x8DEF, 0, 0xF938, 0x9732, 0, 0xF939,
+    0x9B6F, 0, 0xF93A, 0x9DFA, 0, 0xF93B, 0x788C, 0, 0xF93C, 0x797F, 0, 0xF93D, 0x7DA0, 0,
+    0xF93E, 0x83C9, 0, 0xF93F, 0x9304, 0, 0xF940, 0x9E7F, 0, 0xF941, 0x8AD6, 0, 0xF942, 0x58DF,
+    0, 0xF943, 0x5F04, 0, 0xF944, 0x7C60, 0, 0xF945, 0x807E, 0, 0xF946, 0x7262, 0, 0xF947,
+    0x78CA, 0, 0xF948, 0x8CC2, 0, 0xF949, 0x96F7, 0, 0xF94A, 0x58D8, 0, 0xF94B, 0x5C62, 0,
+    0xF94C, 0x6A13, 0, 0xF94D, 0x6DDA, 0, 0xF94E, 0x6F0F, 0, 0xF94F, 0x7D2F, 0, 0xF950, 0x7E37,
+    0, 0xF951, 0x964B, 0, 0xF952, 0x52D2, 0, 0xF953, 0x808B, 0, 0xF954, 0x51DC, 0, 0xF955,
+    0x51CC, 0, 0xF956, 0x7A1C, 0, 0xF957, 0x7DBE, 0, 0xF958, 0x83F1, 0, 0xF959, 0x9675, 0,
+    0xF95A, 0x8B80, 0, 0xF95B, 0x62CF, 0, 0xF95C, 0x6A02, 0, 0xF95D, 0x8AFE, 0, 0xF95E, 0x4E39,
+    0, 0xF95F, 0x5BE7, 0, 0xF960, 0x6012, 0, 0xF961, 0x7387, 0, 0xF962, 0x7570, 0, 0xF963,
+    0x5317, 0, 0xF964, 0x78FB, 0, 0xF965, 0x4FBF, 0, 0xF966, 0x5FA9, 0, 0xF967, 0x4E0D, 0,
+    0xF968, 0x6CCC, 0, 0xF969, 0x6578, 0, 0xF96A, 0x7D22, 0, 0xF96B, 0x53C3, 0, 0xF96C, 0x585E,
+    0, 0xF96D, 0x7701, 0, 0xF96E, 0x8449, 0, 0xF96F, 0x8AAA, 0, 0xF970, 0x6BBA, 0, 0xF971,
+    0x8FB0, 0, 0xF972, 0x6C88, 0, 0xF973, 0x62FE, 0, 0xF974, 0x82E5, 0, 0xF975, 0x63A0, 0,
+    0xF976, 0x7565, 0, 0xF977, 0x4EAE, 0, 0xF978, 0x5169, 0, 0xF979, 0x51C9, 0, 0xF97A, 0x6881,
+    0, 0xF97B, 0x7CE7, 0, 0xF97C, 0x826F, 0, 0xF97D, 0x8AD2, 0, 0xF97E, 0x91CF, 0, 0xF97F,
+    0x52F5, 0, 0xF980, 0x5442, 0, 0xF981, 0x5973, 0, 0xF982, 0x5EEC, 0, 0xF983, 0x65C5, 0,
+    0xF984, 0x6FFE, 0, 0xF985, 0x792A, 0, 0xF986, 0x95AD, 0, 0xF987, 0x9A6A, 0, 0xF988, 0x9E97,
+    0, 0xF989, 0x9ECE, 0, 0xF98A, 0x529B, 0, 0xF98B, 0x66C6, 0, 0xF98C, 0x6B77, 0, 0xF98D,
+    0x8F62, 0, 0xF98E, 0x5E74, 0, 0xF98F, 0x6190, 0, 0xF990, 0x6200, 0, 0xF991, 0x649A, 0,
+    0xF992, 0x6F23, 0, 0xF993, 0x7149, 0, 0xF994, 0x7489, 0, 0xF995, 0x79CA, 0, 0xF996, 0x7DF4,
+    0, 0xF997, 0x806F, 0, 0xF998, 0x8F26, 0, 0xF999, 0x84EE, 0, 0xF99A, 0x9023, 0, 0xF99B,
+    0x934A, 0, 0xF99C, 0x5217, 0, 0xF99D, 0x52A3, 0, 0xF99E, 0x54BD, 0, 0xF99F, 0x70C8, 0,
+    0xF9A0, 0x88C2, 0, 0xF9A1, 0x8AAA, 0, 0xF9A2, 0x5EC9, 0, 0xF9A3, 0x5FF5, 0, 0xF9A4, 0x637B,
+    0, 0xF9A5, 0x6BAE, 0, 0xF9A6, 0x7C3E, 0, 0xF9A7, 0x7375, 0, 0xF9A8, 0x4EE4, 0, 0xF9A9,
+    0x56F9, 0, 0xF9AA, 0x5BE7, 0, 0xF9AB, 0x5DBA, 0, 0xF9AC, 0x601C, 0, 0xF9AD, 0x73B2, 0,
+    0xF9AE, 0x7469, 0, 0xF9AF, 0x7F9A, 0, 0xF9B0, 0x8046, 0, 0xF9B1, 0x9234, 0, 0xF9B2, 0x96F6,
+    0, 0xF9B3, 0x9748, 0, 0xF9B4, 0x9818, 0, 0xF9B5, 0x4F8B, 0, 0xF9B6, 0x79AE, 0, 0xF9B7,
+    0x91B4, 0, 0xF9B8, 0x96B8, 0, 0xF9B9, 0x60E1, 0, 0xF9BA, 0x4E86, 0, 0xF9BB, 0x50DA, 0,
+    0xF9BC, 0x5BEE, 0, 0xF9BD, 0x5C3F, 0, 0xF9BE, 0x6599, 0, 0xF9BF, 0x6A02, 0, 0xF9C0, 0x71CE,
+    0, 0xF9C1, 0x7642, 0, 0xF9C2, 0x84FC, 0, 0xF9C3, 0x907C, 0, 0xF9C4, 0x9F8D, 0, 0xF9C5,
+    0x6688, 0, 0xF9C6, 0x962E, 0, 0xF9C7, 0x5289, 0, 0xF9C8, 0x677B, 0, 0xF9C9, 0x67F3, 0,
+    0xF9CA, 0x6D41, 0, 0xF9CB, 0x6E9C, 0, 0xF9CC, 0x7409, 0, 0xF9CD, 0x7559, 0, 0xF9CE, 0x786B,
+    0, 0xF9CF, 0x7D10, 0, 0xF9D0, 0x985E, 0, 0xF9D1, 0x516D, 0, 0xF9D2, 0x622E, 0, 0xF9D3,
+    0x9678, 0, 0xF9D4, 0x502B, 0, 0xF9D5, 0x5D19, 0, 0xF9D6, 0x6DEA, 0, 0xF9D7, 0x8F2A, 0,
+    0xF9D8, 0x5F8B, 0, 0xF9D9, 0x6144, 0, 0xF9DA, 0x6817, 0, 0xF9DB, 0x7387, 0, 0xF9DC, 0x9686,
+    0, 0xF9DD, 0x5229, 0, 0xF9DE, 0x540F, 0, 0xF9DF, 0x5C65, 0, 0xF9E0, 0x6613, 0, 0xF9E1,
+    0x674E, 0, 0xF9E2, 0x68A8, 0, 0xF9E3, 0x6CE5, 0, 0xF9E4, 0x7406, 0, 0xF9E5, 0x75E2, 0,
+    0xF9E6, 0x7F79, 0, 0xF9E7, 0x88CF, 0, 0xF9E8, 0x88E1, 0, 0xF9E9, 0x91CC, 0, 0xF9EA, 0x96E2,
+    0, 0xF9EB, 0x533F, 0, 0xF9EC, 0x6EBA, 0, 0xF9ED, 0x541D, 0, 0xF9EE, 0x71D0, 0, 0xF9EF,
+    0x7498, 0, 0xF9F0, 0x85FA, 0, 0xF9F1, 0x96A3, 0, 0xF9F2, 0x9C57, 0, 0xF9F3, 0x9E9F, 0,
+    0xF9F4, 0x6797, 0, 0xF9F5, 0x6DCB, 0, 0xF9F6, 0x81E8, 0, 0xF9F7, 0x7ACB, 0, 0xF9F8, 0x7B20,
+    0, 0xF9F9, 0x7C92, 0, 0xF9FA, 0x72C0, 0, 0xF9FB, 0x7099, 0, 0xF9FC, 0x8B58, 0, 0xF9FD,
+    0x4EC0, 0, 0xF9FE, 0x8336, 0, 0xF9FF, 0x523A, 0, 0xFA00, 0x5207, 0, 0xFA01, 0x5EA6, 0,
+    0xFA02, 0x62D3, 0, 0xFA03, 0x7CD6, 0, 0xFA04, 0x5B85, 0, 0xFA05, 0x6D1E, 0, 0xFA06, 0x66B4,
+    0, 0xFA07, 0x8F3B, 0, 0xFA08, 0x884C, 0, 0xFA09, 0x964D, 0, 0xFA0A, 0x898B, 0, 0xFA0B,
+    0x5ED3, 0, 0xFA0C, 0x5140, 0, 0xFA0D, 0x55C0, 0, 0xFA10, 0x585A, 0, 0xFA12, 0x6674, 0,
+    0xFA15, 0x51DE, 0, 0xFA16, 0x732A, 0, 0xFA17, 0x76CA, 0, 0xFA18, 0x793C, 0, 0xFA19, 0x795E,
+    0, 0xFA1A, 0x7965, 0, 0xFA1B, 0x798F, 0, 0xFA1C, 0x9756, 0, 0xFA1D, 0x7CBE, 0, 0xFA1E,
+    0x7FBD, 0, 0xFA20, 0x8612, 0, 0xFA22, 0x8AF8, 0, 0xFA25, 0x9038, 0, 0xFA26, 0x90FD, 0,
+    0xFA2A, 0x98EF, 0, 0xFA2B, 0x98FC, 0, 0xFA2C, 0x9928, 0, 0xFA2D, 0x9DB4, 0, 0xFA2E, 0x90DE,
+    0, 0xFA2F, 0x96B7, 0, 0xFA30, 0x4FAE, 0, 0xFA31, 0x50E7, 0, 0xFA32, 0x514D, 0, 0xFA33,
+    0x52C9, 0, 0xFA34, 0x52E4, 0, 0xFA35, 0x5351, 0, 0xFA36, 0x559D, 0, 0xFA37, 0x5606, 0,
+    0xFA38, 0x5668, 0, 0xFA39, 0x5840, 0, 0xFA3A, 0x58A8, 0, 0xFA3B, 0x5C64, 0, 0xFA3C, 0x5C6E,
+    0, 0xFA3D, 0x6094, 0, 0xFA3E, 0x6168, 0, 0xFA3F, 0x618E, 0, 0xFA40, 0x61F2, 0, 0xFA41,
+    0x654F, 0, 0xFA42, 0x65E2, 0, 0xFA43, 0x6691, 0, 0xFA44, 0x6885, 0, 0xFA45, 0x6D77, 0,
+    0xFA46, 0x6E1A, 0, 0xFA47, 0x6F22, 0, 0xFA48, 0x716E, 0, 0xFA49, 0x722B, 0, 0xFA4A, 0x7422,
+    0, 0xFA4B, 0x7891, 0, 0xFA4C, 0x793E, 0, 0xFA4D, 0x7949, 0, 0xFA4E, 0x7948, 0, 0xFA4F,
+    0x7950, 0, 0xFA50, 0x7956, 0, 0xFA51, 0x795D, 0, 0xFA52, 0x798D, 0, 0xFA53, 0x798E, 0,
+    0xFA54, 0x7A40, 0, 0xFA55, 0x7A81, 0, 0xFA56, 0x7BC0, 0, 0xFA57, 0x7DF4, 0, 0xFA58, 0x7E09,
+    0, 0xFA59, 0x7E41, 0, 0xFA5A, 0x7F72, 0, 0xFA5B, 0x8005, 0, 0xFA5C, 0x81ED, 0, 0xFA5D,
+    0x8279, 0, 0xFA5E, 0x8279, 0, 0xFA5F, 0x8457, 0, 0xFA60, 0x8910, 0, 0xFA61, 0x8996, 0,
+    0xFA62, 0x8B01, 0, 0xFA63, 0x8B39, 0, 0xFA64, 0x8CD3, 0, 0xFA65, 0x8D08, 0, 0xFA66, 0x8FB6,
+    0, 0xFA67, 0x9038, 0, 0xFA68, 0x96E3, 0, 0xFA69, 0x97FF, 0, 0xFA6A, 0x983B, 0, 0xFA6B,
+    0x6075, 0, 0xFA6C, 0x242EE, 0, 0xFA6D, 0x8218, 0, 0xFA70, 0x4E26, 0, 0xFA71, 0x51B5, 0,
+    0xFA72, 0x5168, 0, 0xFA73, 0x4F80, 0, 0xFA74, 0x5145, 0, 0xFA75, 0x5180, 0, 0xFA76, 0x52C7,
+    0, 0xFA77, 0x52FA, 0, 0xFA78, 0x559D, 0, 0xFA79, 0x5555, 0, 0xFA7A, 0x5599, 0, 0xFA7B,
+    0x55E2, 0, 0xFA7C, 0x585A, 0, 0xFA7D, 0x58B3, 0, 0xFA7E, 0x5944, 0, 0xFA7F, 0x5954, 0,
+    0xFA80, 0x5A62, 0, 0xFA81, 0x5B28, 0, 0xFA82, 0x5ED2, 0, 0xFA83, 0x5ED9, 0, 0xFA84, 0x5F69,
+    0, 0xFA85, 0x5FAD, 0, 0xFA86, 0x60D8, 0, 0xFA87, 0x614E, 0, 0xFA88, 0x6108, 0, 0xFA89,
+    0x618E, 0, 0xFA8A, 0x6160, 0, 0xFA8B, 0x61F2, 0, 0xFA8C, 0x6234, 0, 0xFA8D, 0x63C4, 0,
+    0xFA8E, 0x641C, 0, 0xFA8F, 0x6452, 0, 0xFA90, 0x6556, 0, 0xFA91, 0x6674, 0, 0xFA92, 0x6717,
+    0, 0xFA93, 0x671B, 0, 0xFA94, 0x6756, 0, 0xFA95, 0x6B79, 0, 0xFA96, 0x6BBA, 0, 0xFA97,
+    0x6D41, 0, 0xFA98, 0x6EDB, 0, 0xFA99, 0x6ECB, 0, 0xFA9A, 0x6F22, 0, 0xFA9B, 0x701E, 0,
+    0xFA9C, 0x716E, 0, 0xFA9D, 0x77A7, 0, 0xFA9E, 0x7235, 0, 0xFA9F, 0x72AF, 0, 0xFAA0, 0x732A,
+    0, 0xFAA1, 0x7471, 0, 0xFAA2, 0x7506, 0, 0xFAA3, 0x753B, 0, 0xFAA4, 0x761D, 0, 0xFAA5,
+    0x761F, 0, 0xFAA6, 0x76CA, 0, 0xFAA7, 0x76DB, 0, 0xFAA8, 0x76F4, 0, 0xFAA9, 0x774A, 0,
+    0xFAAA, 0x7740, 0, 0xFAAB, 0x78CC, 0, 0xFAAC, 0x7AB1, 0, 0xFAAD, 0x7BC0, 0, 0xFAAE, 0x7C7B,
+    0, 0xFAAF, 0x7D5B, 0, 0xFAB0, 0x7DF4, 0, 0xFAB1, 0x7F3E, 0, 0xFAB2, 0x8005, 0, 0xFAB3,
+    0x8352, 0, 0xFAB4, 0x83EF, 0, 0xFAB5, 0x8779, 0, 0xFAB6, 0x8941, 0, 0xFAB7, 0x8986, 0,
+    0xFAB8, 0x8996, 0, 0xFAB9, 0x8ABF, 0, 0xFABA, 0x8AF8, 0, 0xFABB, 0x8ACB, 0, 0xFABC, 0x8B01,
+    0, 0xFABD, 0x8AFE, 0, 0xFABE, 0x8AED, 0, 0xFABF, 0x8B39, 0, 0xFAC0, 0x8B8A, 0, 0xFAC1,
+    0x8D08, 0, 0xFAC2, 0x8F38, 0, 0xFAC3, 0x9072, 0, 0xFAC4, 0x9199, 0, 0xFAC5, 0x9276, 0,
+    0xFAC6, 0x967C, 0, 0xFAC7, 0x96E3, 0, 0xFAC8, 0x9756, 0, 0xFAC9, 0x97DB, 0, 0xFACA, 0x97FF,
+    0, 0xFACB, 0x980B, 0, 0xFACC, 0x983B, 0, 0xFACD, 0x9B12, 0, 0xFACE, 0x9F9C, 0, 0xFACF,
+    0x2284A, 0, 0xFAD0, 0x22844, 0, 0xFAD1, 0x233D5, 0, 0xFAD2, 0x3B9D, 0, 0xFAD3, 0x4018, 0,
+    0xFAD4, 0x4039, 0, 0xFAD5, 0x25249, 0, 0xFAD6, 0x25CD0, 0, 0xFAD7, 0x27ED3, 0, 0xFAD8,
+    0x9F43, 0, 0xFAD9, 0x9F8E, 0, 0xFB1D, 0x5D9, 0x5B4, 0xFB1F, 0x5F2, 0x5B7, 0xFB2A, 0x5E9,
+    0x5C1, 0xFB2B, 0x5E9, 0x5C2, 0xFB2C, 0xFB49, 0x5C1, 0xFB2D, 0xFB49, 0x5C2, 0xFB2E, 0x5D0,
+    0x5B7, 0xFB2F, 0x5D0, 0x5B8, 0xFB30, 0x5D0, 0x5BC, 0xFB31, 0x5D1, 0x5BC, 0xFB32, 0x5D2,
+    0x5BC, 0xFB33, 0x5D3, 0x5BC, 0xFB34, 0x5D4, 0x5BC, 0xFB35, 0x5D5, 0x5BC, 0xFB36, 0x5D6,
+    0x5BC, 0xFB38, 0x5D8, 0x5BC, 0xFB39, 0x5D9, 0x5BC, 0xFB3A, 0x5DA, 0x5BC, 0xFB3B, 0x5DB,
+    0x5BC, 0xFB3C, 0x5DC, 0x5BC, 0xFB3E, 0x5DE, 0x5BC, 0xFB40, 0x5E0, 0x5BC, 0xFB41, 0x5E1,
+    0x5BC, 0xFB43, 0x5E3, 0x5BC, 0xFB44, 0x5E4, 0x5BC, 0xFB46, 0x5E6, 0x5BC, 0xFB47, 0x5E7,
+    0x5BC, 0xFB48, 0x5E8, 0x5BC, 0xFB49, 0x5E9, 0x5BC, 0xFB4A, 0x5EA, 0x5BC, 0xFB4B, 0x5D5,
+    0x5B9, 0xFB4C, 0x5D1, 0x5BF, 0xFB4D, 0x5DB, 0x5BF, 0xFB4E, 0x5E4, 0x5BF, 0x1D15E, 0x1D157,
+    0x1D165, 0x1D15F, 0x1D158, 0x1D165, 0x1D160, 0x1D15F, 0x1D16E, 0x1D161, 0x1D15F, 0x1D16F,
+    0x1D162, 0x1D15F, 0x1D170, 0x1D163, 0x1D15F, 0x1D171, 0x1D164, 0x1D15F, 0x1D172, 0x1D1BB,
+    0x1D1B9, 0x1D165, 0x1D1BC, 0x1D1BA, 0x1D165, 0x1D1BD, 0x1D1BB, 0x1D16E, 0x1D1BE, 0x1D1BC,
+    0x1D16E, 0x1D1BF, 0x1D1BB, 0x1D16F, 0x1D1C0, 0x1D1BC, 0x1D16F, 0x2F800, 0x4E3D, 0, 0x2F801,
+    0x4E38, 0, 0x2F802, 0x4E41, 0, 0x2F803, 0x20122, 0, 0x2F804, 0x4F60, 0, 0x2F805, 0x4FAE, 0,
+    0x2F806, 0x4FBB, 0, 0x2F807, 0x5002, 0, 0x2F808, 0x507A, 0, 0x2F809, 0x5099, 0, 0x2F80A,
+    0x50E7, 0, 0x2F80B, 0x50CF, 0, 0x2F80C, 0x349E, 0, 0x2F80D, 0x2063A, 0, 0x2F80E, 0x514D, 0,
+    0x2F80F, 0x5154, 0, 0x2F810, 0x5164, 0, 0x2F811, 0x5177, 0, 0x2F812, 0x2051C, 0, 0x2F813,
+    0x34B9, 0, 0x2F814, 0x5167, 0, 0x2F815, 0x518D, 0, 0x2F816, 0x2054B, 0, 0x2F817, 0x5197, 0,
+    0x2F818, 0x51A4, 0, 0x2F819, 0x4ECC, 0, 0x2F81A, 0x51AC, 0, 0x2F81B, 0x51B5, 0, 0x2F81C,
+    0x291DF, 0, 0x2F81D, 0x51F5, 0, 0x2F81E, 0x5203, 0, 0x2F81F, 0x34DF, 0, 0x2F820, 0x523B, 0,
+    0x2F821, 0x5246, 0, 0x2F822, 0x5272, 0, 0x2F823, 0x5277, 0, 0x2F824, 0x3515, 0, 0x2F825,
+    0x52C7, 0, 0x2F826, 0x52C9, 0, 0x2F827, 0x52E4, 0, 0x2F828, 0x52FA, 0, 0x2F829, 0x5305, 0,
+    0x2F82A, 0x5306, 0, 0x2F82B, 0x5317, 0, 0x2F82C, 0x5349, 0, 0x2F82D, 0x5351, 0, 0x2F82E,
+    0x535A, 0, 0x2F82F, 0x5373, 0, 0x2F830, 0x537D, 0, 0x2F831, 0x537F, 0, 0x2F832, 0x537F, 0,
+    0x2F833, 0x537F, 0, 0x2F834, 0x20A2C, 0, 0x2F835, 0x7070, 0, 0x2F836, 0x53CA, 0, 0x2F837,
+    0x53DF, 0, 0x2F838, 0x20B63, 0, 0x2F839, 0x53EB, 0, 0x2F83A, 0x53F1, 0, 0x2F83B, 0x5406, 0,
+    0x2F83C, 0x549E, 0, 0x2F83D, 0x5438, 0, 0x2F83E, 0x5448, 0, 0x2F83F, 0x5468, 0, 0x2F840,
+    0x54A2, 0, 0x2F841, 0x54F6, 0, 0x2F842, 0x5510, 0, 0x2F843, 0x5553, 0, 0x2F844, 0x5563, 0,
+    0x2F845, 0x5584, 0, 0x2F846, 0x5584, 0, 0x2F847, 0x5599, 0, 0x2F848, 0x55AB, 0, 0x2F849,
+    0x55B3, 0, 0x2F84A, 0x55C2, 0, 0x2F84B, 0x5716, 0, 0x2F84C, 0x5606, 0, 0x2F84D, 0x5717, 0,
+    0x2F84E, 0x5651, 0, 0x2F84F, 0x5674, 0, 0x2F850, 0x5207, 0, 0x2F851, 0x58EE, 0, 0x2F852,
+    0x57CE, 0, 0x2F853, 0x57F4, 0, 0x2F854, 0x580D, 0, 0x2F855, 0x578B, 0, 0x2F856, 0x5832, 0,
+    0x2F857, 0x5831, 0, 0x2F858, 0x58AC, 0, 0x2F859, 0x214E4, 0, 0x2F85A, 0x58F2, 0, 0x2F85B,
+    0x58F7, 0, 0x2F85C, 0x5906, 0, 0x2F85D, 0x591A, 0, 0x2F85E, 0x5922, 0, 0x2F85F, 0x5962, 0,
+    0x2F860, 0x216A8, 0, 0x2F861, 0x216EA, 0, 0x2F862, 0x59EC, 0, 0x2F863, 0x5A1B, 0, 0x2F864,
+    0x5A27, 0, 0x2F865, 0x59D8, 0, 0x2F866, 0x5A66, 0, 0x2F867, 0x36EE, 0, 0x2F868, 0x36FC, 0,
+    0x2F869, 0x5B08, 0, 0x2F86A, 0x5B3E, 0, 0x2F86B, 0x5B3E, 0, 0x2F86C, 0x219C8, 0, 0x2F86D,
+    0x5BC3, 0, 0x2F86E, 0x5BD8, 0, 0x2F86F, 0x5BE7, 0, 0x2F870, 0x5BF3, 0, 0x2F871, 0x21B18, 0,
+    0x2F872, 0x5BFF, 0, 0x2F873, 0x5C06, 0, 0x2F874, 0x5F53, 0, 0x2F875, 0x5C22, 0, 0x2F876,
+    0x3781, 0, 0x2F877, 0x5C60, 0, 0x2F878, 0x5C6E, 0, 0x2F879, 0x5CC0, 0, 0x2F87A, 0x5C8D, 0,
+    0x2F87B, 0x21DE4, 0, 0x2F87C, 0x5D43, 0, 0x2F87D, 0x21DE6, 0, 0x2F87E, 0x5D6E, 0, 0x2F87F,
+    0x5D6B, 0, 0x2F880, 0x5D7C, 0, 0x2F881, 0x5DE1, 0, 0x2F882, 0x5DE2, 0, 0x2F883, 0x382F, 0,
+    0x2F884, 0x5DFD, 0, 0x2F885, 0x5E28, 0, 0x2F886, 0x5E3D, 0, 0x2F887, 0x5E69, 0, 0x2F888,
+    0x3862, 0, 0x2F889, 0x22183, 0, 0x2F88A, 0x387C, 0, 0x2F88B, 0x5EB0, 0, 0x2F88C, 0x5EB3, 0,
+    0x2F88D, 0x5EB6, 0, 0x2F88E, 0x5ECA, 0, 0x2F88F, 0x2A392, 0, 0x2F890, 0x5EFE, 0, 0x2F891,
+    0x22331, 0, 0x2F892, 0x22331, 0, 0x2F893, 0x8201, 0, 0x2F894, 0x5F22, 0, 0x2F895, 0x5F22, 0,
+    0x2F896, 0x38C7, 0, 0x2F897, 0x232B8, 0, 0x2F898, 0x261DA, 0, 0x2F899, 0x5F62, 0, 0x2F89A,
+    0x5F6B, 0, 0x2F89B, 0x38E3, 0, 0x2F89C, 0x5F9A, 0, 0x2F89D, 0x5FCD, 0, 0x2F89E, 0x5FD7, 0,
+    0x2F89F, 0x5FF9, 0, 0x2F8A0, 0x6081, 0, 0x2F8A1, 0x393A, 0, 0x2F8A2, 0x391C, 0, 0x2F8A3,
+    0x6094, 0, 0x2F8A4, 0x226D4, 0, 0x2F8A5, 0x60C7, 0, 0x2F8A6, 0x6148, 0, 0x2F8A7, 0x614C, 0,
+    0x2F8A8, 0x614E, 0, 0x2F8A9, 0x614C, 0, 0x2F8AA, 0x617A, 0, 0x2F8AB, 0x618E, 0, 0x2F8AC,
+    0x61B2, 0, 0x2F8AD, 0x61A4, 0, 0x2F8AE, 0x61AF, 0, 0x2F8AF, 0x61DE, 0, 0x2F8B0, 0x61F2, 0,
+    0x2F8B1, 0x61F6, 0, 0x2F8B2, 0x6210, 0, 0x2F8B3, 0x621B, 0, 0x2F8B4, 0x625D, 0, 0x2F8B5,
+    0x62B1, 0, 0x2F8B6, 0x62D4, 0, 0x2F8B7, 0x6350, 0, 0x2F8B8, 0x22B0C, 0, 0x2F8B9, 0x633D, 0,
+    0x2F8BA, 0x62FC, 0, 0x2F8BB, 0x6368, 0, 0x2F8BC, 0x6383, 0, 0x2F8BD, 0x63E4, 0, 0x2F8BE,
+    0x22BF1, 0, 0x2F8BF, 0x6422, 0, 0x2F8C0, 0x63C5, 0, 0x2F8C1, 0x63A9, 0, 0x2F8C2, 0x3A2E, 0,
+    0x2F8C3, 0x6469, 0, 0x2F8C4, 0x647E, 0, 0x2F8C5, 0x649D, 0, 0x2F8C6, 0x6477, 0, 0x2F8C7,
+    0x3A6C, 0, 0x2F8C8, 0x654F, 0, 0x2F8C9, 0x656C, 0, 0x2F8CA, 0x2300A, 0, 0x2F8CB, 0x65E3, 0,
+    0x2F8CC, 0x66F8, 0, 0x2F8CD, 0x6649, 0, 0x2F8CE, 0x3B19, 0, 0x2F8CF, 0x6691, 0, 0x2F8D0,
+    0x3B08, 0, 0x2F8D1, 0x3AE4, 0, 0x2F8D2, 0x5192, 0, 0x2F8D3, 0x5195, 0, 0x2F8D4, 0x6700, 0,
+    0x2F8D5, 0x669C, 0, 0x2F8D6, 0x80AD, 0, 0x2F8D7, 0x43D9, 0, 0x2F8D8, 0x6717, 0, 0x2F8D9,
+    0x671B, 0, 0x2F8DA, 0x6721, 0, 0x2F8DB, 0x675E, 0, 0x2F8DC, 0x6753, 0, 0x2F8DD, 0x233C3, 0,
+    0x2F8DE, 0x3B49, 0, 0x2F8DF, 0x67FA, 0, 0x2F8E0, 0x6785, 0, 0x2F8E1, 0x6852, 0, 0x2F8E2,
+    0x6885, 0, 0x2F8E3, 0x2346D, 0, 0x2F8E4, 0x688E, 0, 0x2F8E5, 0x681F, 0, 0x2F8E6, 0x6914, 0,
+    0x2F8E7, 0x3B9D, 0, 0x2F8E8, 0x6942, 0, 0x2F8E9, 0x69A3, 0, 0x2F8EA, 0x69EA, 0, 0x2F8EB,
+    0x6AA8, 0, 0x2F8EC, 0x236A3, 0, 0x2F8ED, 0x6ADB, 0, 0x2F8EE, 0x3C18, 0, 0x2F8EF, 0x6B21, 0,
+    0x2F8F0, 0x238A7, 0, 0x2F8F1, 0x6B54, 0, 0x2F8F2, 0x3C4E, 0, 0x2F8F3, 0x6B72, 0, 0x2F8F4,
+    0x6B9F, 0, 0x2F8F5, 0x6BBA, 0, 0x2F8F6, 0x6BBB, 0, 0x2F8F7, 0x23A8D, 0, 0x2F8F8, 0x21D0B, 0,
+    0x2F8F9, 0x23AFA, 0, 0x2F8FA, 0x6C4E, 0, 0x2F8FB, 0x23CBC, 0, 0x2F8FC, 0x6CBF, 0, 0x2F8FD,
+    0x6CCD, 0, 0x2F8FE, 0x6C67, 0, 0x2F8FF, 0x6D16, 0, 0x2F900, 0x6D3E, 0, 0x2F901, 0x6D77, 0,
+    0x2F902, 0x6D41, 0, 0x2F903, 0x6D69, 0, 0x2F904, 0x6D78, 0, 0x2F905, 0x6D85, 0, 0x2F906,
+    0x23D1E, 0, 0x2F907, 0x6D34, 0, 0x2F908, 0x6E2F, 0, 0x2F909, 0x6E6E, 0, 0x2F90A, 0x3D33, 0,
+    0x2F90B, 0x6ECB, 0, 0x2F90C, 0x6EC7, 0, 0x2F90D, 0x23ED1, 0, 0x2F90E, 0x6DF9, 0, 0x2F90F,
+    0x6F6E, 0, 0x2F910, 0x23F5E, 0, 0x2F911, 0x23F8E, 0, 0x2F912, 0x6FC6, 0, 0x2F913, 0x7039, 0,
+    0x2F914, 0x701E, 0, 0x2F915, 0x701B, 0, 0x2F916, 0x3D96, 0, 0x2F917, 0x704A, 0, 0x2F918,
+    0x707D, 0, 0x2F919, 0x7077, 0, 0x2F91A, 0x70AD, 0, 0x2F91B, 0x20525, 0, 0x2F91C, 0x7145, 0,
+    0x2F91D, 0x24263, 0, 0x2F91E, 0x719C, 0, 0x2F91F, 0x243AB, 0, 0x2F920, 0x7228, 0, 0x2F921,
+    0x7235, 0, 0x2F922, 0x7250, 0, 0x2F923, 0x24608, 0, 0x2F924, 0x7280, 0, 0x2F925, 0x7295, 0,
+    0x2F926, 0x24735, 0, 0x2F927, 0x24814, 0, 0x2F928, 0x737A, 0, 0x2F929, 0x738B, 0, 0x2F92A,
+    0x3EAC, 0, 0x2F92B, 0x73A5, 0, 0x2F92C, 0x3EB8, 0, 0x2F92D, 0x3EB8, 0, 0x2F92E, 0x7447, 0,
+    0x2F92F, 0x745C, 0, 0x2F930, 0x7471, 0, 0x2F931, 0x7485, 0, 0x2F932, 0x74CA, 0, 0x2F933,
+    0x3F1B, 0, 0x2F934, 0x7524, 0, 0x2F935, 0x24C36, 0, 0x2F936, 0x753E, 0, 0x2F937, 0x24C92, 0,
+    0x2F938, 0x7570, 0, 0x2F939, 0x2219F, 0, 0x2F93A, 0x7610, 0, 0x2F93B, 0x24FA1, 0, 0x2F93C,
+    0x24FB8, 0, 0x2F93D, 0x25044, 0, 0x2F93E, 0x3FFC, 0, 0x2F93F, 0x4008, 0, 0x2F940, 0x76F4, 0,
+    0x2F941, 0x250F3, 0, 0x2F942, 0x250F2, 0, 0x2F943, 0x25119, 0, 0x2F944, 0x25133, 0, 0x2F945,
+    0x771E, 0, 0x2F946, 0x771F, 0, 0x2F947, 0x771F, 0, 0x2F948, 0x774A, 0, 0x2F949, 0x4039, 0,
+    0x2F94A, 0x778B, 0, 0x2F94B, 0x4046, 0, 0x2F94C, 0x4096, 0, 0x2F94D, 0x2541D, 0, 0x2F94E,
+    0x784E, 0, 0x2F94F, 0x788C, 0, 0x2F950, 0x78CC, 0, 0x2F951, 0x40E3, 0, 0x2F952, 0x25626, 0,
+    0x2F953, 0x7956, 0, 0x2F954, 0x2569A, 0, 0x2F955, 0x256C5, 0, 0x2F956, 0x798F, 0, 0x2F957,
+    0x79EB, 0, 0x2F958, 0x412F, 0, 0x2F959, 0x7A40, 0, 0x2F95A, 0x7A4A, 0, 0x2F95B, 0x7A4F, 0,
+    0x2F95C, 0x2597C, 0, 0x2F95D, 0x25AA7, 0, 0x2F95E, 0x25AA7, 0, 0x2F95F, 0x7AEE, 0, 0x2F960,
+    0x4202, 0, 0x2F961, 0x25BAB, 0, 0x2F962, 0x7BC6, 0, 0x2F963, 0x7BC9, 0, 0x2F964, 0x4227, 0,
+    0x2F965, 0x25C80, 0, 0x2F966, 0x7CD2, 0, 0x2F967, 0x42A0, 0, 0x2F968, 0x7CE8, 0, 0x2F969,
+    0x7CE3, 0, 0x2F96A, 0x7D00, 0, 0x2F96B, 0x25F86, 0, 0x2F96C, 0x7D63, 0, 0x2F96D, 0x4301, 0,
+    0x2F96E, 0x7DC7, 0, 0x2F96F, 0x7E02, 0, 0x2F970, 0x7E45, 0, 0x2F971, 0x4334, 0, 0x2F972,
+    0x26228, 0, 0x2F973, 0x26247, 0, 0x2F974, 0x4359, 0, 0x2F975, 0x262D9, 0, 0x2F976, 0x7F7A,
+    0, 0x2F977, 0x2633E, 0, 0x2F978, 0x7F95, 0, 0x2F979, 0x7FFA, 0, 0x2F97A, 0x8005, 0, 0x2F97B,
+    0x264DA, 0, 0x2F97C, 0x26523, 0, 0x2F97D, 0x8060, 0, 0x2F97E, 0x265A8, 0, 0x2F97F, 0x8070,
+    0, 0x2F980, 0x2335F, 0, 0x2F981, 0x43D5, 0, 0x2F982, 0x80B2, 0, 0x2F983, 0x8103, 0, 0x2F984,
+    0x440B, 0, 0x2F985, 0x813E, 0, 0x2F986, 0x5AB5, 0, 0x2F987, 0x267A7, 0, 0x2F988, 0x267B5, 0,
+    0x2F989, 0x23393, 0, 0x2F98A, 0x2339C, 0, 0x2F98B, 0x8201, 0, 0x2F98C, 0x8204, 0, 0x2F98D,
+    0x8F9E, 0, 0x2F98E, 0x446B, 0, 0x2F98F, 0x8291, 0, 0x2F990, 0x828B, 0, 0x2F991, 0x829D, 0,
+    0x2F992, 0x52B3, 0, 0x2F993, 0x82B1, 0, 0x2F994, 0x82B3, 0, 0x2F995, 0x82BD, 0, 0x2F996,
+    0x82E6, 0, 0x2F997, 0x26B3C, 0, 0x2F998, 0x82E5, 0, 0x2F999, 0x831D, 0, 0x2F99A, 0x8363, 0,
+    0x2F99B, 0x83AD, 0, 0x2F99C, 0x8323, 0, 0x2F99D, 0x83BD, 0, 0x2F99E, 0x83E7, 0, 0x2F99F,
+    0x8457, 0, 0x2F9A0, 0x8353, 0, 0x2F9A1, 0x83CA, 0, 0x2F9A2, 0x83CC, 0, 0x2F9A3, 0x83DC, 0,
+    0x2F9A4, 0x26C36, 0, 0x2F9A5, 0x26D6B, 0, 0x2F9A6, 0x26CD5, 0, 0x2F9A7, 0x452B, 0, 0x2F9A8,
+    0x84F1, 0, 0x2F9A9, 0x84F3, 0, 0x2F9AA, 0x8516, 0, 0x2F9AB, 0x273CA, 0, 0x2F9AC, 0x8564, 0,
+    0x2F9AD, 0x26F2C, 0, 0x2F9AE, 0x455D, 0, 0x2F9AF, 0x4561, 0, 0x2F9B0, 0x26FB1, 0, 0x2F9B1,
+    0x270D2, 0, 0x2F9B2, 0x456B, 0, 0x2F9B3, 0x8650, 0, 0x2F9B4, 0x865C, 0, 0x2F9B5, 0x8667, 0,
+    0x2F9B6, 0x8669, 0, 0x2F9B7, 0x86A9, 0, 0x2F9B8, 0x8688, 0, 0x2F9B9, 0x870E, 0, 0x2F9BA,
+    0x86E2, 0, 0x2F9BB, 0x8779, 0, 0x2F9BC, 0x8728, 0, 0x2F9BD, 0x876B, 0, 0x2F9BE, 0x8786, 0,
+    0x2F9BF, 0x45D7, 0, 0x2F9C0, 0x87E1, 0, 0x2F9C1, 0x8801, 0, 0x2F9C2, 0x45F9, 0, 0x2F9C3,
+    0x8860, 0, 0x2F9C4, 0x8863, 0, 0x2F9C5, 0x27667, 0, 0x2F9C6, 0x88D7, 0, 0x2F9C7, 0x88DE, 0,
+    0x2F9C8, 0x4635, 0, 0x2F9C9, 0x88FA, 0, 0x2F9CA, 0x34BB, 0, 0x2F9CB, 0x278AE, 0, 0x2F9CC,
+    0x27966, 0, 0x2F9CD, 0x46BE, 0, 0x2F9CE, 0x46C7, 0, 0x2F9CF, 0x8AA0, 0, 0x2F9D0, 0x8AED, 0,
+    0x2F9D1, 0x8B8A, 0, 0x2F9D2, 0x8C55, 0, 0x2F9D3, 0x27CA8, 0, 0x2F9D4, 0x8CAB, 0, 0x2F9D5,
+    0x8CC1, 0, 0x2F9D6, 0x8D1B, 0, 0x2F9D7, 0x8D77, 0, 0x2F9D8, 0x27F2F, 0, 0x2F9D9, 0x20804, 0,
+    0x2F9DA, 0x8DCB, 0, 0x2F9DB, 0x8DBC, 0, 0x2F9DC, 0x8DF0, 0, 0x2F9DD, 0x208DE, 0, 0x2F9DE,
+    0x8ED4, 0, 0x2F9DF, 0x8F38, 0, 0x2F9E0, 0x285D2, 0, 0x2F9E1, 0x285ED, 0, 0x2F9E2, 0x9094, 0,
+    0x2F9E3, 0x90F1, 0, 0x2F9E4, 0x9111, 0, 0x2F9E5, 0x2872E, 0, 0x2F9E6, 0x911B, 0, 0x2F9E7,
+    0x9238, 0, 0x2F9E8, 0x92D7, 0, 0x2F9E9, 0x92D8, 0, 0x2F9EA, 0x927C, 0, 0x2F9EB, 0x93F9, 0,
+    0x2F9EC, 0x9415, 0, 0x2F9ED, 0x28BFA, 0, 0x2F9EE, 0x958B, 0, 0x2F9EF, 0x4995, 0, 0x2F9F0,
+    0x95B7, 0, 0x2F9F1, 0x28D77, 0, 0x2F9F2, 0x49E6, 0, 0x2F9F3, 0x96C3, 0, 0x2F9F4, 0x5DB2, 0,
+    0x2F9F5, 0x9723, 0, 0x2F9F6, 0x29145, 0, 0x2F9F7, 0x2921A, 0, 0x2F9F8, 0x4A6E, 0, 0x2F9F9,
+    0x4A76, 0, 0x2F9FA, 0x97E0, 0, 0x2F9FB, 0x2940A, 0, 0x2F9FC, 0x4AB2, 0, 0x2F9FD, 0x29496, 0,
+    0x2F9FE, 0x980B, 0, 0x2F9FF, 0x980B, 0, 0x2FA00, 0x9829, 0, 0x2FA01, 0x295B6, 0, 0x2FA02,
+    0x98E2, 0, 0x2FA03, 0x4B33, 0, 0x2FA04, 0x9929, 0, 0x2FA05, 0x99A7, 0, 0x2FA06, 0x99C2, 0,
+    0x2FA07, 0x99FE, 0, 0x2FA08, 0x4BCE, 0, 0x2FA09, 0x29B30, 0, 0x2FA0A, 0x9B12, 0, 0x2FA0B,
+    0x9C40, 0, 0x2FA0C, 0x9CFD, 0, 0x2FA0D, 0x4CCE, 0, 0x2FA0E, 0x4CED, 0, 0x2FA0F, 0x9D67, 0,
+    0x2FA10, 0x2A0CE, 0, 0x2FA11, 0x4CF8, 0, 0x2FA12, 0x2A105, 0, 0x2FA13, 0x2A20E, 0, 0x2FA14,
+    0x2A291, 0, 0x2FA15, 0x9EBB, 0, 0x2FA16, 0x4D56, 0, 0x2FA17, 0x9EF9, 0, 0x2FA18, 0x9EFE, 0,
+    0x2FA19, 0x9F05, 0, 0x2FA1A, 0x9F0F, 0, 0x2FA1B, 0x9F16, 0, 0x2FA1C, 0x9F3B, 0, 0x2FA1D,
+    0x2A600, 0,
+};

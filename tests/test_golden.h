@@ -1,0 +1,164 @@
+/* Golden files: Hugging Face's own numbers (tests/make_golden.py, versions in golden/MADE.md).
+ * Tolerances are those of float32 rounding: the goldens themselves agree with float64 to 5e-7
+ * (logits) and 1.2e-6 (gradients) of a tensor's largest value; ours are held to 2e-5. */
+
+typedef struct golden {
+    nxt_context *cx;
+    nxt_model *m;
+    weights file; /* golden.safetensors */
+} golden;
+
+static float *golden_floats(const golden *g, const char *name, i64 *count) {
+    const tensor *t = weights_find(&g->file, name);
+    CHECK(t != NULL);
+    if (!t) return NULL;
+    *count = t->count;
+    float *x = malloc((size_t)t->count * sizeof *x + 1);
+    memcpy(x, t->p, (size_t)t->count * sizeof *x);
+    return x;
+}
+
+static i32 *golden_ints(const golden *g, const char *name, i64 *count) {
+    return (i32 *)(void *)golden_floats(g, name, count); /* four bytes each */
+}
+
+static bool golden_open(golden *g, nxt_context *cx, const char *name) {
+    char path[256];
+    *g = (golden){.cx = cx};
+    snprintf(path, sizeof path, "tests/golden/%s", name);
+    if (!OK(cx, nxt_model_load(&g->m, cx, path))) return false;
+    snprintf(path, sizeof path, "tests/golden/%s/golden.safetensors", name);
+    return OK(cx, weights_open_file(cx, path, &g->file));
+}
+
+static void golden_close(golden *g) {
+    weights_close(&g->file);
+    nxt_model_destroy(g->m);
+}
+
+/* The largest difference relative to the largest value. */
+static double worst_difference(const float *a, const float *b, i64 n) {
+    double largest = 1e-30, worst = 0;
+    for (i64 i = 0; i < n; i++) {
+        largest = fmax(largest, fabs((double)b[i]));
+        worst = fmax(worst, fabs((double)a[i] - b[i]));
+        if (!isfinite(a[i])) return INFINITY;
+    }
+    return worst / largest;
+}
+
+/* (B,T) ids and labels of Hugging Face's form as examples: a label trains its own token. */
+static nxt_dataset *golden_data(const golden *g, const i32 *ids, const i32 *labels, i64 B, i64 T) {
+    u8 *trained = malloc((size_t)(B * T));
+    i64 *offsets = malloc((size_t)(B + 1) * sizeof *offsets);
+    nxt_dataset *d;
+    for (i64 i = 0; i < B * T; i++) trained[i] = labels[i] >= 0;
+    for (i64 b = 0; b <= B; b++) offsets[b] = b * T;
+    CHECK(nxt_dataset_from_tokens(&d, g->cx, ids, trained, offsets, B) == NXT_OK);
+    free(trained);
+    free(offsets);
+    return d;
+}
+
+static void check_logits(golden *g, const i32 *ids, i64 B, i64 T) {
+    i64 n;
+    float *expected = golden_floats(g, "logits", &n), *got = malloc((size_t)n * sizeof *got);
+    for (i64 b = 0; b < B; b++)
+        OK(g->cx, nxt_logits(g->m, ids + b * T, T, got + b * T * g->m->s.V));
+    CHECK(worst_difference(got, expected, n) < 2e-5);
+    free(expected);
+    free(got);
+}
+
+static void check_gradients(golden *g, const nxt_dataset *d, i64 B) {
+    i64 n;
+    double loss;
+    float *expected = golden_floats(g, "loss", &n);
+    OK(g->cx, nxt_grad_zero(g->m));
+    OK(g->cx, nxt_backward(g->m, d, 0, B, &loss));
+    CHECK(fabs(loss - expected[0]) < 2e-6 * expected[0]);
+    free(expected);
+    for (i64 i = 0; i < g->m->param_count; i++) {
+        char name[256];
+        snprintf(name, sizeof name, "grad.%s", g->m->params[i].name);
+        expected = golden_floats(g, name, &n);
+        if (!expected) continue;
+        float *got = malloc((size_t)n * sizeof *got);
+        OK(g->cx, nxt_grad_read(g->m, i, 0, n, got));
+        const double worst = worst_difference(got, expected, n);
+        if (worst >= 2e-5) printf("  %s: %.2e\n", name, worst);
+        CHECK(worst < 2e-5);
+        free(got);
+        free(expected);
+    }
+    OK(g->cx, nxt_grad_zero(g->m));
+}
+
+/* Ten steps of AdamW with decay groups, warm-up, linear decay and clipping: the batches of
+ * all steps are one dataset, read in order. */
+static void check_ten_steps(golden *g, i64 B, i64 T) {
+    i64 n;
+    i32 *ids = golden_ints(g, "step_ids", &n), *labels = golden_ints(g, "step_labels", &n);
+    float *losses = golden_floats(g, "step_losses", &n), *norms = golden_floats(g, "step_grad_norms", &n);
+    float *lrs = golden_floats(g, "step_lrs", &n);
+    nxt_dataset *d = golden_data(g, ids, labels, 10 * B, T);
+    nxt_train_config c = nxt_train_config_default();
+    nxt_trainer *t;
+    c.learning_rate = 1e-3, c.weight_decay = 0.1, c.warmup_steps = 2, c.max_steps = 10;
+    c.batch_size = B, c.shuffle = 0;
+    if (OK(g->cx, nxt_trainer_create(&t, g->m, d, &c))) {
+        for (int k = 0; k < 10; k++) {
+            nxt_step_info s;
+            if (!OK(g->cx, nxt_trainer_step(t, &s))) break;
+            CHECK(fabs(s.loss - losses[k]) < 1e-5 * losses[k]);
+            CHECK(fabs(s.grad_norm - norms[k]) < 2e-5 * norms[k]);
+            CHECK(fabs(s.learning_rate - lrs[k]) < 1e-9);
+        }
+        for (i64 i = 0; i < g->m->param_count; i++) {
+            char name[256];
+            snprintf(name, sizeof name, "after.%s", g->m->params[i].name);
+            if (!weights_find(&g->file, name)) continue;
+            float *expected = golden_floats(g, name, &n), *got = malloc((size_t)n * sizeof *got);
+            OK(g->cx, nxt_param_read(g->m, i, 0, n, got));
+            CHECK(worst_difference(got, expected, n) < 2e-5);
+            free(expected);
+            free(got);
+        }
+    }
+    nxt_trainer_destroy(t);
+    nxt_dataset_destroy(d);
+    free(ids), free(labels), free(losses), free(norms), free(lrs);
+}
+
+static void check_golden(const char *name, const char *cpu) {
+    golden g;
+    nxt_context *cx = context_with(cpu, 2);
+    if (!cx) return;
+    if (golden_open(&g, cx, name)) {
+        i64 n;
+        const tensor *t = weights_find(&g.file, "input_ids");
+        const i64 B = t->dim[0], T = t->dim[1];
+        i32 *ids = golden_ints(&g, "input_ids", &n), *labels = golden_ints(&g, "labels", &n);
+        nxt_dataset *d = golden_data(&g, ids, labels, B, T);
+        check_logits(&g, ids, B, T);
+        check_gradients(&g, d, B);
+        check_ten_steps(&g, B, T);
+        nxt_dataset_destroy(d);
+        free(ids), free(labels);
+    }
+    golden_close(&g);
+    nxt_context_destroy(cx);
+}
+
+static void golden_at_every_level(const char *name) {
+    nxt_context *cx = test_context();
+    const int best = cpu_level();
+    nxt_context_destroy(cx);
+    for (int level = 0; level <= best; level++) check_golden(name, cpu_names[level]);
+}
+
+static void test_golden_parallel_025(void) { golden_at_every_level("neox-parallel-025"); }
+static void test_golden_parallel_100(void) { golden_at_every_level("neox-parallel-100"); }
+static void test_golden_sequential_025(void) { golden_at_every_level("neox-sequential-025"); }
+static void test_golden_sequential_100(void) { golden_at_every_level("neox-sequential-100"); }
+static void test_golden_variants(void) { golden_at_every_level("neox-variants"); }
