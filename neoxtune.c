@@ -108,6 +108,12 @@
 #define NXT_HAS_X86 0
 #endif
 
+#if defined(__GNUC__) && !defined(NXT_NO_SIMD) /* vector types: §7 and §8 */
+#define NXT_HAS_SIMD 1
+#else
+#define NXT_HAS_SIMD 0
+#endif
+
 #if defined(__GNUC__)
 #define ALWAYS_INLINE static inline __attribute__((always_inline, unused))
 #define PRINTF_LIKE(f, a) __attribute__((format(printf, f, a)))
@@ -168,6 +174,7 @@ struct nxt_context {
     const nxt_backend *ops;  /* the operation table in use: §9 */
     nxt_backend table;       /* the CPU's */
     void *device;            /* the table's own state; the context itself on the CPU */
+    const struct kernels *fast; /* what the CPU level brings to §7 */
     float *workspace;        /* packed panels of the matrix product: §7 */
     struct arena_chunk *kept; /* texts that live as long as the context */
     double flops;            /* of the matrix products so far, for reports */
@@ -195,16 +202,18 @@ const char *nxt_status_name(nxt_status status) {
     return (unsigned)status < COUNT(names) ? names[status] : "unknown";
 }
 
-/* Writes the sentence and returns the status, so that a check reads
- *     if (bad) return fail(cx, NXT_FORMAT, "%s: ...", path);                            */
-PRINTF_LIKE(3, 4)
-static nxt_status fail(nxt_context *cx, nxt_status status, const char *format, ...) {
+PRINTF_LIKE(2, 3)
+static void set_message(nxt_context *cx, const char *format, ...) {
     va_list args;
     va_start(args, format);
     vsnprintf(cx->message, sizeof cx->message, format, args);
     va_end(args);
-    return status;
 }
+
+/* Writes the sentence and is the status, so that a check reads
+ *     if (bad) return fail(cx, NXT_FORMAT, "%s: ...", path);
+ * A macro, because then the compiler sees that the status is not NXT_OK. */
+#define fail(cx, status, ...) (set_message((cx), __VA_ARGS__), (status))
 
 /* The operating system's own reason, for a path. */
 static nxt_status fail_errno(nxt_context *cx, const char *path, const char *doing) {
@@ -271,13 +280,14 @@ static void default_release(void *user, void *memory, size_t bytes) {
     free(memory);
 }
 
-/* count * size bytes, not cleared, aligned to 64, through *out; NULL for nothing.
- * The error says how much was wanted. */
+/* count * size bytes, not cleared, aligned to 64; their address is stored in *out, which is
+ * a pointer of the caller's type (hence the copy: a `float *` may not be written through a
+ * `void **`). NULL for nothing. The error says how much was wanted. */
 static nxt_status mem_get(nxt_context *cx, void *out, i64 count, size_t size) {
-    void **p = out; /* any pointer's address: object pointers share one representation */
-    *p = NULL;
-    if (count <= 0) return NXT_OK;
+    void *p = NULL;
     size_t bytes;
+    memcpy(out, &p, sizeof p);
+    if (count <= 0) return NXT_OK;
     if (__builtin_mul_overflow((size_t)count, size, &bytes)
         || __builtin_add_overflow(bytes, 2 * BLOCK_HEADER, &bytes))
         return fail(cx, NXT_MEMORY, "a size overflows: %" PRId64 " x %zu bytes", count, size);
@@ -291,13 +301,16 @@ static nxt_status mem_get(nxt_context *cx, void *out, i64 count, size_t size) {
     h->bytes = bytes;
     cx->bytes_now += bytes;
     if (cx->bytes_now > cx->bytes_peak) cx->bytes_peak = cx->bytes_now;
-    *p = (void *)start;
+    p = (void *)start;
+    memcpy(out, &p, sizeof p);
     return NXT_OK;
 }
 
 static nxt_status mem_zero(nxt_context *cx, void *out, i64 count, size_t size) {
-    TRY(mem_get(cx, out, count, size));
-    if (count > 0) memset(*(void **)out, 0, (size_t)count * size);
+    void *p;
+    TRY(mem_get(cx, &p, count, size));
+    if (p) memset(p, 0, (size_t)count * size);
+    memcpy(out, &p, sizeof p);
     return NXT_OK;
 }
 
@@ -308,22 +321,23 @@ static void mem_drop(nxt_context *cx, void *p) {
     cx->config.release(cx->config.user, h.base, h.bytes);
 }
 
-/* Grows *p (count elements used of *capacity) to hold at least `need`; doubles. */
+/* Makes the array whose address is in *inout (count elements used of *capacity) hold at
+ * least `need`: half as much again each time, so that n additions cost O(n). */
 static nxt_status mem_grow(nxt_context *cx, void *inout, i64 count, i64 need, i64 *capacity,
                            size_t size) {
-    void **p = inout;
+    void *old, *p;
     if (need <= *capacity) return NXT_OK;
-    i64 bigger = max64(need, max64(16, *capacity + *capacity / 2));
-    void *q;
-    TRY(mem_get(cx, &q, bigger, size));
-    if (count > 0) memcpy(q, *p, (size_t)count * size);
-    mem_drop(cx, *p);
-    *p = q;
+    const i64 bigger = max64(need, max64(16, *capacity + *capacity / 2));
+    TRY(mem_get(cx, &p, bigger, size));
+    memcpy(&old, inout, sizeof old);
+    if (count > 0) memcpy(p, old, (size_t)count * size);
+    mem_drop(cx, old);
+    memcpy(inout, &p, sizeof p);
     *capacity = bigger;
     return NXT_OK;
 }
 
-/* -- arena ------------------------------------------------------------------------- */
+/* -- arena ----------------------------------------------------------------------------- */
 typedef struct arena_chunk {
     struct arena_chunk *next;
     size_t used, size;
@@ -980,7 +994,7 @@ static void ref_act_bwd(void *s, mat dx, mat dy, mat x, nxt_act_kind kind) {
             row_of(dx, n)[c] = row_of(dy, n)[c] * act_slope(row_of(x, n)[c], kind);
 }
 
-/* -- Rows: sums, copies, types ---------------------------------------------------------- */
+/* -- Rows: sums, copies, types --------------------------------------------------------- */
 static void ref_add(void *s, mat y, mat a, mat b, mat c) {
     (void)s;
     for (i64 n = 0; n < y.rows; n++)
@@ -1068,7 +1082,7 @@ static void ref_sumsq(void *s, double *out, mat x) {
         for (i64 i = 0; i < x.cols; i++) *out += (double)row_of(x, n)[i] * row_of(x, n)[i];
 }
 
-/* -- Memory: on the CPU the device's memory is the host's. ------------------------------- */
+/* -- Memory: on the CPU the device's memory is the host's. ----------------------------- */
 static void *host_alloc(void *s, size_t bytes) {
     void *p;
     return mem_get(s, &p, (i64)bytes, 1) == NXT_OK ? p : NULL;
@@ -1094,9 +1108,417 @@ static const nxt_backend reference_ops = {
     .gather = ref_gather, .scatter = ref_scatter, .store = ref_store, .fill = ref_fill,
     .convert = ref_convert, .xent = ref_xent, .sumsq = ref_sumsq, .adamw = ref_adamw,
 };
+/* ============================================================================
+ * § 7  Fast matmul (skip)
+ *
+ * The same c = alpha op(a) op(b) + beta c + bias as in §6, near the speed of the machine.
+ * Three ideas, all from [Goto08] and [VanZee15]:
+ *
+ *   1. A tile of C, MR rows by NR columns, stays in registers while k runs. Every step
+ *      loads MR + NR numbers and does MR * NR multiply-adds with them.
+ *   2. Both operands are copied ("packed") beforehand into panels in exactly the order in
+ *      which the tile reads them, so that the inner loop walks forward through memory.
+ *      Transposition and the conversion of f16 and bf16 happen in that copy and cost
+ *      nothing afterwards:
+ *
+ *          A, M x K  ->  panels of MR rows       B, K x N  ->  panels of NR columns
+ *          panel: k=0: a[0..MR) | k=1: a[0..MR) ...      k=0: b[0..NR) | k=1: ...
+ *
+ *   3. Loops around the tile keep its operands close: KC steps of one B panel lie in the
+ *      first cache, a block of A panels in the second, everything packed in the third.
+ *
+ * A product with few rows (decoding) reads every weight once and has nothing to gain from
+ * packing: there B is streamed in place.
+ *
+ * Every element of C is the sum over k in ascending order, cut only where K itself is cut,
+ * whatever task and tile it falls into. So its bits depend on the shapes alone (I6).
+ *
+ * One body serves all instruction sets. Vectors are GNU vector types, which work with any
+ * compiler that has `target` attributes; the functions named ..._body are inlined into one
+ * entry per CPU level, and there compiled for that level.
+ */
+/* READY: compiles and is correct */
+#if NXT_HAS_SIMD
+
+/* An operand seen from the tile: lanes run along the tile's side (rows of op(A), columns
+ * of op(B)), k along the sum. One of the two steps, in elements, is 1. */
+typedef struct operand {
+    const char *p;
+    dtype type;
+    i64 lane_step, k_step;
+} operand;
+
+/* -- Packing ------------------------------------------------------------------------- */
+typedef float f4 __attribute__((vector_size(16)));
+typedef u32 u4 __attribute__((vector_size(16)));
+typedef i32 i4 __attribute__((vector_size(16)));
+typedef u16 h4 __attribute__((vector_size(8)));
+
+#if defined(__clang__)
+#define SHUFFLE(a, b, i, j, k, l) __builtin_shufflevector(a, b, i, j, k, l)
+#else
+#define SHUFFLE(a, b, i, j, k, l) __builtin_shuffle(a, b, (i4){i, j, k, l})
+#endif
+
+/* Four halves as floats. f16: with its exponent moved to f32's place the value is 2^112
+ * too small; the product is exact, for subnormals too. Infinity and NaN are put back. */
+ALWAYS_INLINE f4 widen(h4 half, dtype type) {
+    u4 h = __builtin_convertvector(half, u4);
+    if (type == BF16) return (f4)(h << 16);
+    f4 value = (f4)((h & 0x7fff) << 13) * 0x1p112f;
+    u4 wild = (u4)((h & 0x7c00) == 0x7c00) & 0x7f800000;
+    return (f4)((u4)value | wild | (h & 0x8000) << 16);
+}
+
+ALWAYS_INLINE f4 load4(const char *p, dtype type) { /* files promise no alignment */
+    f4 x;
+    h4 h;
+    if (type == F32) {
+        memcpy(&x, p, sizeof x);
+        return x;
+    }
+    memcpy(&h, p, sizeof h);
+    return widen(h, type);
+}
+
+/* out[k][lane] = x[lane][k], four by four: rows in, columns out. */
+ALWAYS_INLINE void transpose4(float *out, i64 out_step, const char *p, i64 lane_bytes,
+                              dtype type) {
+    f4 a = load4(p, type), b = load4(p + lane_bytes, type);
+    f4 c = load4(p + 2 * lane_bytes, type), d = load4(p + 3 * lane_bytes, type);
+    f4 ab_lo = SHUFFLE(a, b, 0, 4, 1, 5), ab_hi = SHUFFLE(a, b, 2, 6, 3, 7);
+    f4 cd_lo = SHUFFLE(c, d, 0, 4, 1, 5), cd_hi = SHUFFLE(c, d, 2, 6, 3, 7);
+    f4 column[4] = {SHUFFLE(ab_lo, cd_lo, 0, 1, 4, 5), SHUFFLE(ab_lo, cd_lo, 2, 3, 6, 7),
+                    SHUFFLE(ab_hi, cd_hi, 0, 1, 4, 5), SHUFFLE(ab_hi, cd_hi, 2, 3, 6, 7)};
+    for (int i = 0; i < 4; i++) memcpy(out + i * out_step, &column[i], sizeof column[i]);
+}
+
+/* A panel whose lanes are rows in memory: a transposition. Sixteen k of one group of four
+ * lanes at a time: that is one cache line of each of four rows, however the rows lie. */
+ALWAYS_INLINE void pack_rows(float *out, const operand *x, i64 lane, i64 lanes, i64 k, i64 nk,
+                             i64 width, dtype type) {
+    const i64 size = dtype_size(type), bytes = x->lane_step * size;
+    const char *base = x->p + lane * bytes + k * size;
+    for (i64 i = 0; i < nk; i += 16)
+        for (i64 l = 0; l < width; l += 4) {
+            const i64 end = min64(nk, i + 16), whole = lanes - l >= 4 ? i + (end - i) / 4 * 4 : i;
+            const char *p = base + l * bytes;
+            i64 j = i;
+            for (; j < whole; j += 4)
+                transpose4(out + j * width + l, width, p + j * size, bytes, type);
+            for (; j < end; j++)
+                for (i64 m = l; m < l + 4; m++)
+                    if (m < lanes) load_floats(out + j * width + m, base + m * bytes, type, j, 1);
+                    else out[j * width + m] = 0;
+        }
+}
+
+/* Panels whose lanes lie side by side in memory: copies of `width` floats, for all panels
+ * at once, so that each row of x is read in one go. */
+ALWAYS_INLINE void pack_columns(float *out, const operand *x, i64 lane, i64 lanes, i64 k,
+                                i64 nk, i64 width, i64 panel, dtype type) {
+    const i64 size = dtype_size(type), bytes = x->k_step * size;
+    const char *row = x->p + lane * size + k * bytes;
+    for (i64 j = 0; j < nk; j++, row += bytes, out += width)
+        for (i64 l = 0; l < lanes; l += width) {
+            float *to = out + l / width * panel;
+            const char *from = row + l * size;
+            if (lanes - l >= width)
+                for (i64 i = 0; i < width; i += 4) {
+                    f4 v = load4(from + i * size, type);
+                    memcpy(to + i, &v, sizeof v);
+                }
+            else
+                for (i64 i = 0; i < width; i++)
+                    if (l + i < lanes) load_floats(to + i, from, type, i, 1);
+                    else to[i] = 0;
+        }
+}
+
+/* Packs lanes [lane, lane + lanes) of x, k in [k, k + nk), into panels of `width` lanes
+ * that lie `panel` floats apart. Lanes missing in the last panel are zero. */
+ALWAYS_INLINE void pack_typed(float *out, const operand *x, i64 lane, i64 lanes, i64 k, i64 nk,
+                              i64 width, i64 panel, dtype type) {
+    if (x->lane_step == 1) {
+        pack_columns(out, x, lane, lanes, k, nk, width, panel, type);
+        return;
+    }
+    for (i64 l = 0; l < lanes; l += width, out += panel)
+        pack_rows(out, x, lane + l, min64(width, lanes - l), k, nk, width, type);
+}
+
+/* Width and type are constants in each branch, so that the copies become vector moves. */
+ALWAYS_INLINE void pack_body(float *out, const operand *x, i64 lane, i64 lanes, i64 k, i64 nk,
+                             i64 width, i64 panel) {
+    if (x->type == F32) pack_typed(out, x, lane, lanes, k, nk, width, panel, F32);
+    else if (x->type == F16) pack_typed(out, x, lane, lanes, k, nk, width, panel, F16);
+    else pack_typed(out, x, lane, lanes, k, nk, width, panel, BF16);
+}
+
+/* -- The tile ------------------------------------------------------------------------
+ * acc (ROWS x NV vectors) = sum over k of a[k] b[k]', k ascending, written to out, whose
+ * rows are NV vectors long. a is a panel of STEP rows of which the first ROWS are used;
+ * rows of b are b_step floats apart. The loops over the tile must unroll completely, the
+ * first one included: with memset or a loop left in, gcc 12 keeps acc in memory, which
+ * costs a factor of six. */
+#define UNROLL _Pragma("GCC unroll 16")
+#define DEFINE_TILE(NAME, AT, V, ROWS, NV, STEP)                                            \
+    AT FUSED static void NAME(float *out, const float *a, const float *b, i64 K,            \
+                              i64 b_step) {                                                 \
+        V acc[ROWS][NV];                                                                    \
+        UNROLL for (int i = 0; i < ROWS; i++)                                               \
+            UNROLL for (int j = 0; j < NV; j++) acc[i][j] = (V){0};                         \
+        for (i64 k = 0; k < K; k++, a += STEP, b += b_step)                                 \
+            UNROLL for (int i = 0; i < ROWS; i++)                                           \
+                UNROLL for (int j = 0; j < NV; j++) acc[i][j] += a[i] * ((const V *)b)[j];  \
+        UNROLL for (int i = 0; i < ROWS; i++)                                               \
+            UNROLL for (int j = 0; j < NV; j++) ((V *)out)[i * NV + j] = acc[i][j];         \
+    }
+
+/* rows x cols of C = alpha tile + beta C + bias. beta 0 does not read C. */
+ALWAYS_INLINE void merge_typed(float *restrict c, i64 c_step, const float *restrict tile,
+                               i64 tile_step, i64 rows, i64 cols, float alpha, float beta,
+                               const float *restrict bias) {
+    for (i64 i = 0; i < rows; i++, c += c_step, tile += tile_step)
+        if (beta == 0)
+            for (i64 j = 0; j < cols; j++) c[j] = alpha * tile[j] + bias[j];
+        else
+            for (i64 j = 0; j < cols; j++) c[j] = alpha * tile[j] + bias[j] + beta * c[j];
+}
+
+ALWAYS_INLINE void merge_body(float *c, i64 c_step, const float *tile, i64 tile_step, i64 rows,
+                              i64 cols, float alpha, float beta, const float *bias) {
+    if (cols == tile_step) /* a whole tile: no remainder to check for */
+        merge_typed(c, c_step, tile, tile_step, rows, tile_step, alpha, beta, bias);
+    else merge_typed(c, c_step, tile, tile_step, rows, cols, alpha, beta, bias);
+}
+
+/* What one CPU level brings: leaves compiled for it, each a row, a panel or a tile of work.
+ * The loops around them and the threads are the same code for all levels. */
+typedef void tile_fn(float *out, const float *a, const float *b, i64 K, i64 b_step);
+typedef struct kernels {
+    int mr, nr;       /* the tile */
+    tile_fn *tile[3]; /* [i] computes the first 4 (i + 1) rows of a panel, up to mr */
+    void (*pack)(float *out, const operand *x, i64 lane, i64 lanes, i64 k, i64 nk, i64 width,
+                 i64 panel);
+    void (*merge)(float *c, i64 c_step, const float *tile, i64 rows, i64 cols, float alpha,
+                  float beta, const float *bias);
+    /* § 8 */
+    void (*act_fwd)(float *y, const float *x, i64 n, nxt_act_kind kind);
+    void (*act_bwd)(float *dx, const float *dy, const float *x, i64 n, nxt_act_kind kind);
+    void (*add)(float *y, const float *a, const float *b, const float *c, i64 n);
+    void (*norm_fwd)(float *y, float *stats, const float *x, const float *w, const float *b,
+                     i64 n, float eps, nxt_norm_kind kind);
+    void (*norm_bwd)(float *dx, float *dw, float *db, const float *dy, const float *x,
+                     const float *w, const float *stats, i64 n, nxt_norm_kind kind);
+    float (*xent)(float *z, i64 n, i32 label, bool backward);
+    double (*sumsq)(const float *x, i64 n);
+    void (*adamw)(const nxt_adamw *u, i64 from, i64 n);
+    void (*rope)(float *head, const float *cosine, const float *sine, i64 pairs);
+    float (*dot)(const float *a, const float *b, i64 n);
+    void (*attend_row)(float *y, float *lse, const float *q, const float *k, i64 k_step,
+                       const float *v, i64 v_step, i64 keys, i64 size, float scale);
+    void (*softmax)(float *s, i64 keys, i64 at, const struct lanes *q, float scale);
+    void (*rescale)(float *out, const float *tile, const float *shrink, i64 rows);
+    void (*slope_by_query)(float *s, const float *dp, i64 keys, i64 at, const struct lanes *q,
+                           float scale);
+    void (*slope_by_key)(float *s, float *dp, i64 queries, i64 key, const struct lanes *q,
+                         float scale);
+} kernels;
+
+enum { MAX_TILE = 12 * 32, MAX_NR = 32 };
+
+/* -- The loops around it --------------------------------------------------------------- */
+enum {
+    KC = 512,             /* steps of k per visit of a tile */
+    KMAX = 1024,          /* longest packed k */
+    PACKED = 1 << 19,     /* floats of packed A, and of packed B */
+    SMALL_M = 16          /* fewer rows: not worth packing B */
+};
+
+typedef struct product {
+    const kernels *fast;
+    operand a, b;
+    i64 M, N, K;
+    mat c, bias;
+    float alpha, beta;
+    float *packed_a, *packed_b;
+    i64 m0, n0, k0, bm, bn, bk;  /* the block being computed */
+    i64 group;                   /* panels per packing task */
+    i64 a_tasks;                 /* packing tasks below this number pack A */
+    i64 tm, tn;                  /* C is cut into tasks of tm x tn */
+} product;
+
+static size_t matmul_workspace(void) { return 2 * PACKED * sizeof(float); }
+
+static void pack_task(void *arg, i64 i) {
+    const product *p = arg;
+    const bool is_a = i < p->a_tasks;
+    const i64 width = is_a ? p->fast->mr : p->fast->nr, extent = is_a ? p->bm : p->bn;
+    const i64 lane = (is_a ? i : i - p->a_tasks) * p->group * width;
+    const i64 lanes = min64(p->group * width, extent - lane);
+    p->fast->pack((is_a ? p->packed_a : p->packed_b) + lane * p->bk, is_a ? &p->a : &p->b,
+                  lane + (is_a ? p->m0 : p->n0), lanes, p->k0, p->bk, width, width * p->bk);
+}
+
+/* One tile of C, all of it inside the block, k from k0 + k. */
+static void compute_tile(const product *p, i64 m, i64 n, i64 k, i64 nk) {
+    const kernels *f = p->fast;
+    const i64 rows = min64(f->mr, p->bm - m), cols = min64(f->nr, p->bn - n);
+    const bool fresh = p->k0 + k == 0; /* later parts of k add to the first */
+    float tile[MAX_TILE] __attribute__((aligned(64))), bias[MAX_NR] = {0};
+    f->tile[(rows - 1) / 4](tile, p->packed_a + m * p->bk + k * f->mr,
+                                    p->packed_b + n * p->bk + k * f->nr, nk, f->nr);
+    if (fresh && p->bias.p)
+        load_floats(bias, p->bias.p, p->bias.type, p->n0 + n, cols);
+    f->merge(row_of(p->c, p->m0 + m) + p->n0 + n, p->c.stride, tile, rows, cols, p->alpha,
+             fresh ? p->beta : 1, bias);
+}
+
+static void tile_task(void *arg, i64 i) {
+    const product *p = arg;
+    const i64 down = ceil_div(p->bm, p->tm), m0 = i % down * p->tm, n0 = i / down * p->tn;
+    const i64 m1 = min64(p->bm, m0 + p->tm), n1 = min64(p->bn, n0 + p->tn);
+    i64 k = 0;
+    do {
+        const i64 nk = min64(KC, p->bk - k);
+        for (i64 n = n0; n < n1; n += p->fast->nr)
+            for (i64 m = m0; m < m1; m += p->fast->mr) compute_tile(p, m, n, k, nk);
+        k += KC;
+    } while (k < p->bk);
+}
+
+/* n cut into the fewest equal blocks of at most `most`, each a multiple of `unit`. */
+static i64 block_size(i64 n, i64 most, i64 unit) {
+    most = max64(unit, most / unit * unit);
+    i64 blocks = max64(1, ceil_div(n, most));
+    return ceil_div(ceil_div(n, blocks), unit) * unit;
+}
+
+static void compute_block(nxt_context *cx, product *p, bool pack_a, bool pack_b) {
+    const i64 mr = p->fast->mr, nr = p->fast->nr;
+    p->group = 8;
+    p->a_tasks = pack_a ? ceil_div(p->bm, p->group * mr) : 0;
+    parallel_for(cx, p->a_tasks + (pack_b ? ceil_div(p->bn, p->group * nr) : 0), pack_task, p);
+    p->tm = 8 * mr;
+    p->tn = 8 * nr;
+    parallel_for(cx, ceil_div(p->bm, p->tm) * ceil_div(p->bn, p->tn), tile_task, p);
+}
+
+static void matmul_packed(nxt_context *cx, product *p) {
+    const i64 bk = block_size(p->K, KMAX, 1), unit = max64(1, bk);
+    const i64 bm = block_size(p->M, PACKED / unit, p->fast->mr);
+    const i64 bn = block_size(p->N, PACKED / unit, p->fast->nr);
+    for (p->n0 = 0; p->n0 < p->N; p->n0 += bn) {
+        p->k0 = 0;
+        do {
+            for (p->m0 = 0; p->m0 < p->M; p->m0 += bm) {
+                p->bm = min64(bm, p->M - p->m0);
+                p->bn = min64(bn, p->N - p->n0);
+                p->bk = min64(bk, p->K - p->k0);
+                const bool a_is_there = p->n0 && bm >= p->M && bk >= p->K;
+                compute_block(cx, p, !a_is_there, p->m0 == 0);
+            }
+            p->k0 += bk;
+        } while (p->k0 < p->K);
+    }
+}
+
+static void fast_matmul(void *s, mat c, mat a, mat b, int trans, float alpha, float beta,
+                        mat bias) {
+    nxt_context *cx = s;
+    const bool ta = trans & NXT_TRANS_A, tb = trans & NXT_TRANS_B;
+    product p = {.fast = cx->fast, .M = c.rows, .N = c.cols, .K = ta ? a.rows : a.cols,
+                 .c = c, .bias = bias, .alpha = alpha, .beta = beta,
+                 .packed_a = cx->workspace, .packed_b = cx->workspace + PACKED};
+    p.a = (operand){a.p, a.type, ta ? 1 : a.stride, ta ? a.stride : 1};
+    p.b = (operand){b.p, b.type, tb ? b.stride : 1, tb ? 1 : b.stride};
+    matmul_packed(cx, &p);
+}
+
+/* -- The levels ------------------------------------------------------------------------
+ * The tile fills the vector registers: 16 of 4 (SSE2) or 8 (AVX2) floats, 32 of 16
+ * (AVX-512) or 4 (NEON), less one row of b and one broadcast of a. */
+typedef float v4 __attribute__((vector_size(16), aligned(4), may_alias));
+typedef float v8 __attribute__((vector_size(32), aligned(4), may_alias));
+typedef float v16 __attribute__((vector_size(64), aligned(4), may_alias));
+
+#define DEFINE_MATMUL(LEVEL, AT, V, NV, MR)                                                 \
+    AT FUSED static void pack_##LEVEL(float *out, const operand *x, i64 lane, i64 lanes,    \
+                                      i64 k, i64 nk, i64 width, i64 panel) {                \
+        if (width == MR) pack_body(out, x, lane, lanes, k, nk, MR, panel);                  \
+        else pack_body(out, x, lane, lanes, k, nk, NV * (i64)sizeof(V) / 4, panel);         \
+    }                                                                                       \
+    AT FUSED static void merge_##LEVEL(float *c, i64 c_step, const float *tile, i64 rows,   \
+                                       i64 cols, float alpha, float beta,                   \
+                                       const float *bias) {                                 \
+        merge_body(c, c_step, tile, NV * (i64)sizeof(V) / 4, rows, cols, alpha, beta, bias); \
+    }
+
+#define AT_BASELINE
+#if defined(__aarch64__)
+#define BASELINE_MR 12
+DEFINE_TILE(tile8_baseline, AT_BASELINE, v4, 8, 2, BASELINE_MR)
+DEFINE_TILE(tile12_baseline, AT_BASELINE, v4, 12, 2, BASELINE_MR)
+#define BASELINE_TILES {tile4_baseline, tile8_baseline, tile12_baseline}
+#else
+#define BASELINE_MR 4
+#define BASELINE_TILES {tile4_baseline}
+#endif
+DEFINE_TILE(tile4_baseline, AT_BASELINE, v4, 4, 2, BASELINE_MR)
+DEFINE_MATMUL(baseline, AT_BASELINE, v4, 2, BASELINE_MR)
+
+static const kernels kernels_baseline = {.mr = BASELINE_MR, .nr = 8, .tile = BASELINE_TILES,
+                                         .pack = pack_baseline, .merge = merge_baseline};
+
+#if NXT_HAS_X86
+#define AT_AVX2 __attribute__((target("avx2,fma")))
+DEFINE_TILE(tile4_avx2, AT_AVX2, v8, 4, 3, 4)
+DEFINE_MATMUL(avx2, AT_AVX2, v8, 3, 4)
+
+static const kernels kernels_avx2 = {.mr = 4, .nr = 24, .tile = {tile4_avx2},
+                                     .pack = pack_avx2, .merge = merge_avx2};
+
+#define AT_AVX512 __attribute__((target("avx512f,avx512bw,avx512dq,avx512vl,fma")))
+DEFINE_TILE(tile4_avx512, AT_AVX512, v16, 4, 2, 12)
+DEFINE_TILE(tile8_avx512, AT_AVX512, v16, 8, 2, 12)
+DEFINE_TILE(tile12_avx512, AT_AVX512, v16, 12, 2, 12)
+DEFINE_MATMUL(avx512, AT_AVX512, v16, 2, 12)
+
+static const kernels kernels_avx512 = {
+    .mr = 12, .nr = 32, .tile = {tile4_avx512, tile8_avx512, tile12_avx512},
+    .pack = pack_avx512, .merge = merge_avx512};
+#endif
+
+/* 1 baseline, 2 AVX2, 3 AVX-512: what the processor has and the system saves on a switch
+ * (both are part of __builtin_cpu_supports). 0 would be the reference alone. */
+static int cpu_level(void) {
+#if NXT_HAS_X86
+    __builtin_cpu_init();
+    if (__builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512bw")
+        && __builtin_cpu_supports("avx512dq") && __builtin_cpu_supports("avx512vl"))
+        return 3;
+    if (__builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma")) return 2;
+#endif
+    return 1;
+}
+#else
 static int cpu_level(void) { return 0; }
-static void fill_level(nxt_backend *t, int l) { (void)t; (void)l; }
-static size_t matmul_workspace(void) { return 64; }
+static size_t matmul_workspace(void) { return 0; }
+#endif
+#if NXT_HAS_SIMD
+static void fill_level(nxt_context *cx, nxt_backend *t, int level) {
+    static const kernels *const of[] = {NULL, &kernels_baseline,
+#if NXT_HAS_X86
+    &kernels_avx2, &kernels_avx512
+#endif
+    };
+    cx->fast = of[level];
+    if (level) t->matmul = fast_matmul;
+}
+#else
+static void fill_level(nxt_context *cx, nxt_backend *t, int level) { (void)cx; (void)t; (void)level; }
+#endif
 
 /* ============================================================================
  * § 9  The operation table
@@ -1110,19 +1532,20 @@ static size_t matmul_workspace(void) { return 64; }
 static const char *const cpu_names[] = {"reference", "baseline", "avx2", "avx512"};
 
 /* The best kernels this processor runs, or the ones asked for by name. */
-static nxt_status choose_cpu(nxt_context *cx, nxt_backend *table) {
-    int best = cpu_level(), level = best;
+static nxt_status choose_cpu(nxt_context *cx) {
+    const int best = cpu_level();
+    int level = best;
     if (cx->config.cpu) {
         for (level = 0; level < COUNT(cpu_names); level++)
             if (!strcmp(cpu_names[level], cx->config.cpu)) break;
         if (level > best)
             return fail(cx, level < COUNT(cpu_names) ? NXT_UNSUPPORTED : NXT_ARGUMENT,
-                        "kernels \"%s\": this machine and build have reference .. %s",
+                        "kernels \"%s\": this machine and build have reference to %s",
                         cx->config.cpu, cpu_names[best]);
     }
-    *table = reference_ops;
-    fill_level(table, level);
-    cx->cpu = table->name = cpu_names[level];
+    cx->table = reference_ops;
+    fill_level(cx, &cx->table, level);
+    cx->cpu = cx->table.name = cpu_names[level];
     return NXT_OK;
 }
 
@@ -1149,7 +1572,7 @@ nxt_status nxt_context_create(nxt_context **out, const nxt_context_config *confi
     cx->threads = c.threads ? c.threads : usable_processors();
     cx->device = c.backend ? c.backend_state : cx;
     cx->ops = c.backend ? c.backend : &cx->table;
-    TRY_GOTO(failed, choose_cpu(cx, &cx->table));
+    TRY_GOTO(failed, choose_cpu(cx));
     TRY_GOTO(failed, mem_get(cx, &cx->workspace, (i64)matmul_workspace(), 1));
     if (cx->threads > 1 && !c.parallel_for) TRY_GOTO(failed, pool_create(cx, cx->threads));
     *out = cx;
@@ -1167,7 +1590,7 @@ void nxt_context_memory(const nxt_context *cx, size_t *now, size_t *peak) {
     if (peak) *peak = cx->bytes_peak;
 }
 
-/* -- Views ------------------------------------------------------------------------------- */
+/* -- Views ----------------------------------------------------------------------------- */
 static inline mat no_mat(void) { return (mat){0}; }
 static inline mat matrix(void *p, i64 rows, i64 cols) {
     return (mat){.p = p, .type = F32, .rows = rows, .cols = cols, .stride = cols};
@@ -1183,7 +1606,7 @@ static inline heads heads_in(mat m, i64 at, i64 step, int count, int size) {
                    .step = step, .heads = count, .size = size};
 }
 
-/* -- Parameters as the operations see them ----------------------------------------------- */
+/* -- Parameters as the operations see them --------------------------------------------- */
 typedef struct param {
     const char *name, *also; /* in the files; a second name or NULL */
     mat w;            /* the weight in use: f32 master, or the file's own bytes */
@@ -1200,7 +1623,7 @@ typedef struct norm_params { param *w, *b; } norm_params;
 static inline mat weight(const param *p) { return p ? p->w : no_mat(); }
 static inline mat grad(const param *p) { return p ? p->grad : no_mat(); }
 
-/* -- Wrappers ---------------------------------------------------------------------------- */
+/* -- Wrappers -------------------------------------------------------------------------- */
 static void matmul(nxt_context *cx, mat c, mat a, mat b, int trans, float beta, mat bias) {
     i64 K = trans & NXT_TRANS_A ? a.rows : a.cols;
     NXT_ASSERT(c.rows == (trans & NXT_TRANS_A ? a.cols : a.rows));
@@ -1251,6 +1674,10 @@ typedef enum json_kind {
     JSON_NULL, JSON_FALSE, JSON_TRUE, JSON_NUMBER, JSON_STRING, JSON_ARRAY, JSON_OBJECT
 } json_kind;
 
+/* A node: one value, and the name it has when it is a member of an object. Children hang in
+ * a list, in the order of the file; whoever needs to look up many of them makes an index
+ * (tokenizer and weights do). Texts point into the pool, not into the source, which may go
+ * once it was parsed. */
 typedef struct json {
     json_kind kind;
     const char *key;          /* of a member of an object: unescaped, NUL-terminated */
@@ -1262,6 +1689,8 @@ typedef struct json {
     struct json *first, *next; /* children in order; the next sibling */
 } json;
 
+/* Far more than any real file has, and few enough to keep the open containers in an array
+ * on the stack. */
 enum { JSON_DEPTH = 64 };
 
 typedef struct json_reader {
@@ -1273,7 +1702,14 @@ typedef struct json_reader {
 } json_reader;
 
 /* The length of the UTF-8 sequence at p (n > 0 bytes are there) and its code point; 0 when
- * it is not valid: cut short, overlong, a surrogate, or above U+10FFFF. */
+ * it is not valid: cut short, overlong, a surrogate, or above U+10FFFF.
+ *
+ *     1 byte    0xxxxxxx                               from 0
+ *     2 bytes   110xxxxx 10xxxxxx                      from U+0080
+ *     3 bytes   1110xxxx 10xxxxxx 10xxxxxx             from U+0800
+ *     4 bytes   11110xxx 10xxxxxx 10xxxxxx 10xxxxxx    from U+10000
+ *
+ * The least code point of each length is checked, or '/' could be hidden in two bytes. */
 static int utf8_decode(const char *p, i64 n, u32 *code) {
     const u8 *s = (const u8 *)p;
     static const u32 least[] = {0, 0, 0x80, 0x800, 0x10000};
@@ -1298,7 +1734,9 @@ static int utf8_encode(char *out, u32 c) {
     return size;
 }
 
-/* Columns count characters, as editors do. */
+/* Where `at` is, counted only now that somebody asks: the parser itself keeps no line
+ * numbers. Columns count characters, as editors do. Whatever is missing at the end of the
+ * text, the cause is the same one. */
 static nxt_status json_fail(const json_reader *r, const char *at, const char *reason) {
     i64 line = r->line, column = 1;
     for (const char *p = r->text; p < at; p++)
@@ -1326,7 +1764,10 @@ static u32 json_hex(const char *p, const char *end) {
     return c;
 }
 
-/* The escape at r->p, which stands on the backslash. */
+/* The escape at r->p, which stands on the backslash. JSON spells characters beyond U+FFFF
+ * as UTF-16 does, in two halves of 10 bits each:
+ *     \ud83d\ude00  =  0x10000 + (0xd83d - 0xd800) * 1024 + (0xde00 - 0xdc00)  =  U+1F600
+ * A half alone is no character and has no UTF-8; Python reads it, we refuse it. */
 static nxt_status json_escape(json_reader *r) {
     static const char from[] = "\"\\/bfnrt", to[] = "\"\\/\b\f\n\r\t";
     const char *at = r->p++;
@@ -1341,7 +1782,7 @@ static nxt_status json_escape(json_reader *r) {
     u32 c = json_hex(r->p + 1, r->end);
     if (c > 0xffff) return json_fail(r, at, "\\u needs four hexadecimal digits");
     r->p += 5;
-    if (c >= 0xd800 && c < 0xe000) { /* UTF-16 in disguise: a pair makes one character */
+    if (c >= 0xd800 && c < 0xe000) {
         u32 low = r->end - r->p >= 6 && r->p[0] == '\\' && r->p[1] == 'u'
                       ? json_hex(r->p + 2, r->end) : 0;
         if (c >= 0xdc00 || low < 0xdc00 || low > 0xdfff)
@@ -1353,8 +1794,9 @@ static nxt_status json_escape(json_reader *r) {
     return NXT_OK;
 }
 
-/* The string whose opening quote is at r->p. The pool cannot overflow: no text is longer
- * than its source, and the closing quote pays for the NUL. */
+/* The string whose opening quote is at r->p. Plain ASCII, nearly all of every file, is
+ * copied in runs. The pool cannot overflow: it has the size of the source, no escape is
+ * shorter than what it stands for, and the closing quote pays for the NUL. */
 static nxt_status json_string(json_reader *r, const char **text, i64 *length) {
     char *start = r->pool;
     for (r->p++;;) {
@@ -1423,6 +1865,7 @@ static double json_double(const char *literal) {
     return *literal == '-' ? -x : x;
 }
 
+/* The end of the digits at p. */
 static const char *json_digits(const char *p, const char *end) {
     while (p < end && *p >= '0' && *p <= '9') p++;
     return p;
@@ -1457,8 +1900,9 @@ static nxt_status json_number_at(json_reader *r, json *v) {
     return isfinite(v->number) ? NXT_OK : json_fail(r, start, "a number is out of range");
 }
 
-/* The next value, with its key when it is a member of an object. Of a container only the
- * opening bracket is read. */
+/* The next value, with its key when it is a member of an object; white space before it is
+ * skipped, after it not. Of a container only the opening bracket is read: its children are
+ * the business of json_parse_at, so that nothing here calls itself. */
 static nxt_status json_value(json_reader *r, bool member, json **out) {
     static const char *const words[] = {"null", "false", "true"};
     json *v = *out = arena_get(r->a, sizeof *v);
@@ -1494,7 +1938,13 @@ static nxt_status json_value(json_reader *r, bool member, json **out) {
 }
 
 /* Parses text[0, n), which must be one value, into the arena. The text starts at this line
- * of the file `where`. */
+ * of the file `where` (rows of a JSONL file are parsed one by one). *out is NULL after a
+ * failure.
+ *
+ * The open containers are a stack. Each turn of the loop reads one value and hangs it under
+ * the innermost of them. A container that is not empty then becomes the innermost itself;
+ * after any other value come a comma, or as many closing brackets as there are and then a
+ * comma. With nothing open any more, the one value is complete. */
 static nxt_status json_parse_at(arena *a, const char *where, i64 line, const char *text, i64 n,
                                 json **out) {
     json_reader r = {.a = a, .where = where, .line = line, .text = text, .p = text};
@@ -1502,7 +1952,7 @@ static nxt_status json_parse_at(arena *a, const char *where, i64 line, const cha
         json *value, **tail; /* an open container, and where its next child is hung */
     } open[JSON_DEPTH + 1];
     int depth = 0;
-    json top = {.kind = JSON_ARRAY}; /* holds the one value */
+    json top = {.kind = JSON_ARRAY}; /* never closed: holds the one value */
     open[0].value = &top, open[0].tail = &top.first;
     *out = NULL;
     r.end = text + n;
@@ -1542,11 +1992,18 @@ static nxt_status json_parse(arena *a, const char *where, const char *text, i64 
     return json_parse_at(a, where, 1, text, n, out);
 }
 
-/* -- looking things up: what is absent, null or of another kind gives `otherwise` --------- */
-static bool json_is(const json *member, const char *key) { /* a key may hold NUL bytes */
+/* -- looking things up ----------------------------------------------------------------------
+ *
+ * Configuration files leave out what has its default, write null for it, or (older ones)
+ * lack the key: a member that is absent, or not of the kind that is asked for, gives
+ * `otherwise`. A search walks the list: fine for the tens of keys of a configuration. */
+
+/* Compared with its length, since a key may hold NUL bytes. */
+static bool json_is(const json *member, const char *key) {
     return member->key_length == (i64)strlen(key) && !strcmp(member->key, key);
 }
 
+/* The last member of that name; NULL when there is none, or no object. */
 static const json *json_get(const json *object, const char *key) {
     const json *found = NULL;
     if (!object || object->kind != JSON_OBJECT) return NULL;
@@ -1571,7 +2028,8 @@ static bool json_bool(const json *object, const char *key, bool otherwise) {
                                                                  : otherwise;
 }
 
-/* A number written as digits alone, with a sign at most, that fits 64 bits. */
+/* A number written as digits alone, with a sign at most, that fits 64 bits: what sizes and
+ * offsets must be. A double would round those above 2^53 without a word. */
 static bool json_integer(const json *v, i64 *out) {
     if (!v || v->kind != JSON_NUMBER || strpbrk(v->text, ".eE")) return false;
     errno = 0;
@@ -1581,7 +2039,9 @@ static bool json_integer(const json *v, i64 *out) {
 
 /* -- writing ----------------------------------------------------------------------------- */
 
-/* Quoted and escaped; bytes that are not UTF-8 (a model may generate them) become U+FFFD. */
+/* Quoted and escaped. What must be escaped is, the rest stays as it is: files for people
+ * show their own script. Bytes that are not UTF-8 (a model may generate them) become U+FFFD,
+ * so that what is written can always be read. */
 static void json_write_text(buffer *b, const char *text, i64 n) {
     buffer_add(b, "\"", 1);
     for (i64 i = 0; i < n;) {
@@ -1629,7 +2089,10 @@ static void json_break(buffer *b, int level) {
     for (int i = 0; i < level; i++) buffer_add(b, "  ", 2);
 }
 
-/* A tree. indent: the level it starts at, two spaces each; negative: all on one line. */
+/* A tree. indent: the level it starts at, two spaces each; negative: all on one line. Both
+ * forms are those of Python's json.dumps, the indented one with indent=2, so that files
+ * that pass through here differ in nothing but what was changed. Numbers are written as
+ * they were read. Calls itself, at most JSON_DEPTH deep. */
 static void json_write(buffer *b, const json *value, int indent) {
     static const char *const words[] = {"null", "false", "true"};
     const bool object = value->kind == JSON_OBJECT;
@@ -1668,6 +2131,7 @@ typedef struct file_map {
     i64 n;
 } file_map;
 
+/* printf into the arena; NULL when there is no memory. */
 PRINTF_LIKE(2, 3)
 static char *arena_print(arena *a, const char *format, ...) {
     va_list args;
@@ -1687,6 +2151,7 @@ static char *path_join(arena *a, const char *directory, const char *name) {
     return arena_print(a, "%s%s%s", directory, slash, name);
 }
 
+/* Follows links: a link to nothing does not exist. */
 static bool path_exists(const char *path) {
     struct stat st;
     return stat(path, &st) == 0;
@@ -1697,14 +2162,16 @@ static bool ends_with(const char *text, const char *end) {
     return n >= m && !strcmp(text + n - m, end);
 }
 
-/* An unsigned number of up to 8 bytes, least significant first. */
+/* An unsigned number of up to 8 bytes, least significant first: right on any machine and
+ * at any alignment. */
 static u64 read_le(const u8 *p, int bytes) {
     u64 x = 0;
     for (int i = bytes - 1; i >= 0; i--) x = x << 8 | p[i];
     return x;
 }
 
-/* Opens a regular file. Not blocking: else a named pipe would hang until it has a writer. */
+/* Opens a regular file, which is what can be mapped and has a length. Not blocking: else a
+ * named pipe would hang until it has a writer. */
 static nxt_status file_open(nxt_context *cx, const char *path, int *fd, i64 *bytes) {
     struct stat st;
     *fd = open(path, O_RDONLY | O_CLOEXEC | O_NONBLOCK);
@@ -1718,6 +2185,9 @@ static nxt_status file_open(nxt_context *cx, const char *path, int *fd, i64 *byt
     return status;
 }
 
+/* The pages come from the disk when they are first touched, and the kernel may drop them
+ * again at any time: a map costs addresses, not memory. If another process shortens the
+ * file meanwhile, touching what is gone raises SIGBUS. */
 static nxt_status file_map_open(nxt_context *cx, const char *path, file_map *m) {
     int fd;
     *m = (file_map){0};
@@ -1735,7 +2205,8 @@ static void file_map_close(file_map *m) {
     *m = (file_map){0};
 }
 
-/* Adds a whole file of at most `most` bytes to the buffer. */
+/* Adds a whole file of at most `most` bytes to the buffer. For small files that are parsed
+ * at once: unlike a map, a copy cannot change under the parser. */
 static nxt_status file_read(nxt_context *cx, const char *path, i64 most, buffer *out) {
     int fd;
     i64 bytes;
@@ -1766,7 +2237,13 @@ static nxt_status file_read(nxt_context *cx, const char *path, i64 most, buffer 
  *
  * save_begin is for a directory that belongs to the save: an older one of that name is
  * replaced as a whole, with all it holds. save_begin_into is for a directory that holds
- * other things too: its files are replaced one by one, the weights last. */
+ * other things too: its files are replaced one by one, the weights last.
+ *
+ * What makes a save durable, in this order: the bytes of each file (fsync of the file), their
+ * names in the temporary directory (fsync of that directory), the new name of the directory
+ * (fsync of its parent). Without the first two, a rename that survived a power cut could
+ * show files full of zeros. After a kill, temporary directories remain; their names say whose
+ * they were, and nobody reads them. */
 typedef struct save {
     nxt_context *cx;
     arena arena;
@@ -1782,6 +2259,7 @@ typedef struct save_file {
     int fd;
 } save_file;
 
+/* The directory a path lies in. The path has no slash at its end. */
 static char *path_parent(arena *a, const char *path) {
     const char *slash = strrchr(path, '/');
     if (!slash) return arena_text(a, ".", 1);
@@ -1800,7 +2278,8 @@ static nxt_status sync_directory(nxt_context *cx, const char *path) {
     return status;
 }
 
-/* mkdir -p, durably */
+/* mkdir -p, durably: each new name is flushed in the directory that holds it. Calls itself
+ * once for each missing part of the path. */
 static nxt_status make_directories(nxt_context *cx, const char *path) {
     struct stat st;
     if (stat(path, &st) == 0) {
@@ -1833,6 +2312,7 @@ static void remove_tree(int at, const char *name) {
     unlinkat(at, name, AT_REMOVEDIR);
 }
 
+/* Leaves a save that owns nothing, so that save_abort may follow in any case. */
 static void save_free(save *s) {
     nxt_context *cx = s->cx;
     if (s->names) mem_drop(cx, (void *)s->names);
@@ -1840,13 +2320,15 @@ static void save_free(save *s) {
     *s = (save){.cx = cx, .arena.cx = cx};
 }
 
-/* Removes what was written. Does nothing after save_commit, or before a save began. */
+/* Removes what was written. Does nothing after save_commit, or after a save_begin that
+ * failed. Writes no error: the one that led here is the one to report. */
 static void save_abort(save *s) {
     if (s->temporary) remove_tree(AT_FDCWD, s->temporary);
     save_free(s);
 }
 
-/* Makes `<stem>.tmp-<process>-<n>` with the first n that is free. */
+/* Makes `<stem>.tmp-<process>-<n>` with the first n that is free. mkdir decides who has it,
+ * so two saves to one place, by two processes or two threads, never share a directory. */
 static nxt_status save_start(save *s, const char *stem) {
     for (int n = 0;; n++) {
         const char *path = arena_print(&s->arena, "%s.tmp-%ld-%d", stem, (long)getpid(), n);
@@ -1860,7 +2342,9 @@ static nxt_status save_start(save *s, const char *stem) {
     }
 }
 
-/* The true name of a directory: a link must not be replaced by what it points to. */
+/* Sets s->final. The name of a directory that exists is made true, because a link to one
+ * must stay a link: renaming over it would put the files on another disk, and leave the old
+ * ones where the link pointed. Of one that does not exist, the parent is made. */
 static nxt_status save_resolve(save *s, const char *path) {
     size_t n = strlen(path);
     while (n > 1 && path[n - 1] == '/') n--;
@@ -1879,6 +2363,8 @@ static nxt_status save_resolve(save *s, const char *path) {
     return s->final ? NXT_OK : NXT_MEMORY;
 }
 
+/* Starts a save that will be the directory `final`. After a failure there is nothing to
+ * abort. */
 static nxt_status save_begin(nxt_context *cx, const char *final, save *s) {
     *s = (save){.cx = cx, .arena.cx = cx};
     nxt_status status = save_resolve(s, final);
@@ -1887,7 +2373,8 @@ static nxt_status save_begin(nxt_context *cx, const char *final, save *s) {
     return status;
 }
 
-/* The temporary directory lies in the destination, hence on the same file system. */
+/* Starts a save of files that will be put into `directory`. The temporary directory lies in
+ * there, hence on the same file system, also when `directory` is one of its own. */
 static nxt_status save_begin_into(nxt_context *cx, const char *directory, save *s) {
     *s = (save){.cx = cx, .arena.cx = cx, .into = true};
     nxt_status status = make_directories(cx, directory);
@@ -1898,12 +2385,15 @@ static nxt_status save_begin_into(nxt_context *cx, const char *directory, save *
     return status;
 }
 
+/* The most frequent cause gets plain words. */
 static nxt_status fail_write(nxt_context *cx, const char *path) {
     if (errno == ENOSPC || errno == EDQUOT)
         return fail(cx, NXT_IO, "%s: cannot write: disk full", path);
     return fail_errno(cx, path, "write");
 }
 
+/* A new file of the save. Names are plain: all files of a save lie in one directory. Must be
+ * closed with save_close, whatever happens. */
 static nxt_status save_open(save *s, const char *name, save_file *f) {
     *f = (save_file){.s = s, .fd = -1};
     if (!*name || strchr(name, '/') || !strcmp(name, ".") || !strcmp(name, ".."))
@@ -1918,6 +2408,7 @@ static nxt_status save_open(save *s, const char *name, save_file *f) {
     return NXT_OK;
 }
 
+/* A write may be interrupted by a signal, and may do less than it was asked. */
 static nxt_status save_bytes(save_file *f, const void *bytes, i64 n) {
     for (const u8 *p = bytes; n > 0;) {
         ssize_t done = write(f->fd, p, (size_t)min64(n, 1 << 30));
@@ -1939,6 +2430,7 @@ static nxt_status save_close(save_file *f, nxt_status status) {
     return status;
 }
 
+/* A whole file at once. */
 static nxt_status save_text(save *s, const char *name, const char *text, i64 n) {
     save_file f;
     nxt_status status = save_open(s, name, &f);
@@ -1946,6 +2438,7 @@ static nxt_status save_text(save *s, const char *name, const char *text, i64 n) 
     return save_close(&f, status);
 }
 
+/* A copy of a file, byte for byte. */
 static nxt_status save_copy(save *s, const char *name, const char *from) {
     file_map m;
     TRY(file_map_open(s->cx, from, &m));
@@ -1954,7 +2447,8 @@ static nxt_status save_copy(save *s, const char *name, const char *from) {
     return status;
 }
 
-/* Linux can swap two names in one step, on most file systems. */
+/* Linux can swap two names in one step, on most file systems: then there is no moment at
+ * which neither directory has the final name. False when it cannot be done here. */
 static bool swap_names(const char *a, const char *b) {
 #if NXT_HAS_EXCHANGE
     return syscall(SYS_renameat2, AT_FDCWD, a, AT_FDCWD, b, RENAME_EXCHANGE) == 0;
@@ -1964,9 +2458,11 @@ static bool swap_names(const char *a, const char *b) {
 #endif
 }
 
-/* Puts the temporary directory in the place of the final one, and removes the old one
- * once the new one is safe. Without swap_names there is a moment between two renames at
- * which only the old state exists, under `<temporary>.old`. */
+/* Puts the temporary directory in the place of the final one, and removes the old one once
+ * the new one is safe on the disk. Three cases: there is no old one, and a rename does it;
+ * the names are swapped, and the old one ends up under the temporary name; or it is set
+ * aside first, which leaves a moment without the final name: a kill just then leaves the
+ * old state under `<temporary>.old` and the new one, complete, under `<temporary>`. */
 static nxt_status save_replace(save *s) {
     const char *old = s->temporary; /* where the old state ends up */
     if (!path_exists(s->final)) {
@@ -1990,7 +2486,9 @@ static nxt_status save_replace(save *s) {
     return NXT_OK;
 }
 
-/* Which files are renamed first: all but the weights, then the weights, then their index. */
+/* Which files are renamed first: all but the weights, then the weights, then their index.
+ * A reader that comes in between sees whole files, and an index never names a shard that is
+ * not there yet. */
 static int save_turn(const char *name) {
     if (ends_with(name, ".safetensors")) return 1;
     return ends_with(name, ".safetensors.index.json") ? 2 : 0;
@@ -2002,8 +2500,9 @@ static bool save_holds(const save *s, const char *name) {
     return false;
 }
 
-/* Weights of an earlier save that the new ones do not replace by name: readers would
- * prefer an old model.safetensors to new shards. */
+/* Removes weights of an earlier save that the new ones did not replace by name: a reader
+ * would prefer an old model.safetensors to new shards, and old shards fill the disk. Only
+ * after the new ones are in place, and only names that a save gives. */
 static void save_drop_stale(save *s) {
     static const char single[] = "model.safetensors", index[] = "model.safetensors.index.json";
     if (!save_holds(s, single) && !save_holds(s, index)) return;
@@ -2019,6 +2518,8 @@ static void save_drop_stale(save *s) {
     closedir(d);
 }
 
+/* Each rename replaces one file as a whole. A kill between two of them leaves whole files,
+ * some of them new. */
 static nxt_status save_move_into(save *s) {
     for (int turn = 0; turn < 3; turn++)
         for (i64 i = 0; i < s->count; i++) {
@@ -2041,7 +2542,11 @@ static nxt_status save_commit(save *s) {
     return status;
 }
 
-/* -- tensors in files ------------------------------------------------------------------- */
+/* -- tensors in files ----------------------------------------------------------------------
+ *
+ * What a model's files hold, whatever their form: §12 fills the same table. Values are not
+ * read here. A tensor points into a map and says how its elements lie; only what computes
+ * with it, or copies it, touches the pages. */
 enum { MAX_RANK = 8, MAX_FILES = 4096 };
 
 typedef struct tensor {
@@ -2082,8 +2587,10 @@ typedef struct weights {
 
 enum { AWAITED = -1 }; /* the rank of a tensor that only the index has named so far */
 
+/* The slot that holds the name, or the free one where it belongs. The table is never full,
+ * so the search ends. */
 static i32 *weights_slot(const weights *w, const char *name) {
-    u64 h = 0xcbf29ce484222325u; /* FNV-1a, then mixed: the low bits choose the slot */
+    u64 h = 0xcbf29ce484222325u; /* FNV-1a; mixed, since its low bits choose the slot */
     for (const char *p = name; *p; p++) h = (h ^ (u8)*p) * 0x100000001b3u;
     for (u64 i = mix64(h);; i++) {
         i32 *s = &w->slot[i & (u64)(w->slots - 1)];
@@ -2091,6 +2598,8 @@ static i32 *weights_slot(const weights *w, const char *name) {
     }
 }
 
+/* Makes room for one more tensor, in the list and in the hash, which is built anew whenever
+ * it would be more than half full. */
 static nxt_status weights_grow(weights *w) {
     TRY(mem_grow(w->cx, &w->tensors, w->count, w->count + 1, &w->capacity, sizeof *w->tensors));
     if (2 * (w->count + 1) <= w->slots) return NXT_OK;
@@ -2104,6 +2613,7 @@ static nxt_status weights_grow(weights *w) {
     return NXT_OK;
 }
 
+/* What is wrong with one tensor. Names come from the file and may be very long. */
 PRINTF_LIKE(3, 4)
 static nxt_status fail_tensor(const weights *w, const tensor *t, const char *format, ...) {
     char reason[300];
@@ -2114,7 +2624,10 @@ static nxt_status fail_tensor(const weights *w, const tensor *t, const char *for
     return fail(w->cx, NXT_FORMAT, "%s: tensor %.200s: %s", t->file, t->name, reason);
 }
 
-/* Adds a tensor, unless an index is in force and gives that name to another file. */
+/* Adds a tensor; a name that is there already is an error. When an index is in force, it
+ * has put all names that count into the table before any file was read (rank AWAITED), each
+ * with its file; a tensor then takes its place, and what the index does not name, or gives to
+ * another file, is left out. */
 static nxt_status weights_add(weights *w, const tensor *t) {
     TRY(weights_grow(w));
     i32 *slot = weights_slot(w, t->name);
@@ -2129,6 +2642,7 @@ static nxt_status weights_add(weights *w, const tensor *t) {
     return NXT_OK;
 }
 
+/* NULL when there is none of that name. */
 static const tensor *weights_find(const weights *w, const char *name) {
     i32 slot = w->slots ? *weights_slot(w, name) : 0;
     return slot ? &w->tensors[slot - 1] : NULL;
@@ -2141,6 +2655,7 @@ static const char *weights_metadata(const weights *w, const char *key) {
     return NULL;
 }
 
+/* Everything goes, the maps as well: no pointer of a tensor may be used afterwards. */
 static void weights_close(weights *w) {
     nxt_context *cx = w->cx;
     for (i64 i = 0; i < w->file_count; i++) file_map_close(&w->files[i].map);
@@ -2159,14 +2674,20 @@ static void weights_close(weights *w) {
  *                "data_offsets": [begin, end]}, ..., "__metadata__": {"key": "text"}}
  *     the rest   the tensors, row-major, without holes; offsets count from here
  *
- * The rules are those of the reference implementation [safetensors]. */
-enum { SAFETENSORS_HEADER_MAX = 100000000, METADATA_MAX = 10000 };
+ * The rules are those of the reference implementation [safetensors], and every one of them
+ * is checked, because each was broken by some reader: the length of the header before it is
+ * read; duplicate names; products of sizes that overflow; offsets before, behind or into
+ * other tensors; and the sum, which must be the file, to the byte. White space around the
+ * header is allowed: writers use it to align the data. */
+enum { SAFETENSORS_HEADER_MAX = 100000000, METADATA_MAX = 1000 };
 
 typedef struct tensor_kind {
     const char *name;
     int bits, type;
 } tensor_kind;
 
+/* All element types of the format, since a file may hold tensors that are no weights (masks,
+ * counters). Types of 4 and 6 bits exist, so sizes are counted in bits. */
 static const tensor_kind *tensor_kind_named(const char *name) {
     static const tensor_kind kinds[] = {
         {"F32", 32, F32},        {"F16", 16, F16},        {"BF16", 16, BF16},
@@ -2190,6 +2711,7 @@ typedef struct tensor_header {
     i64 bytes;      /* of data */
 } tensor_header;
 
+/* Where a tensor lies in the data. */
 typedef struct byte_span {
     i64 begin, end;
     const char *name;
@@ -2206,6 +2728,7 @@ static nxt_status header_member(const tensor_header *h, const json *entry, const
     return fail_tensor(h->w, t, "%s is not %s", key, kind == JSON_STRING ? "text" : "a list");
 }
 
+/* "shape": any number of sizes; none for a scalar, and 0 is a size. */
 static nxt_status header_shape(const tensor_header *h, const json *entry, tensor *t) {
     const json *shape = NULL;
     TRY(header_member(h, entry, t, "shape", JSON_ARRAY, &shape));
@@ -2226,7 +2749,9 @@ static nxt_status header_shape(const tensor_header *h, const json *entry, tensor
     return NXT_OK;
 }
 
-static nxt_status header_offsets(const tensor_header *h, const json *entry, const tensor *t, byte_span *s) {
+/* "data_offsets": inside the data and in order; whether they fit the type comes later. */
+static nxt_status header_offsets(const tensor_header *h, const json *entry, const tensor *t,
+                                 byte_span *s) {
     const json *offsets = NULL;
     TRY(header_member(h, entry, t, "data_offsets", JSON_ARRAY, &offsets));
     if (offsets->count != 2 || !json_integer(offsets->first, &s->begin)
@@ -2238,6 +2763,7 @@ static nxt_status header_offsets(const tensor_header *h, const json *entry, cons
                        "short, or lies", s->end, h->bytes);
 }
 
+/* One entry of the header. Members it does not know are ignored, as the reference does. */
 static nxt_status header_tensor(const tensor_header *h, const json *entry, byte_span *s) {
     tensor t = {.file = h->file, .name = entry->key};
     const json *type = NULL;
@@ -2255,8 +2781,8 @@ static nxt_status header_tensor(const tensor_header *h, const json *entry, byte_
         return fail_tensor(h->w, &t, "its size in bits overflows");
     if (bits % 8) return fail_tensor(h->w, &t, "does not fill its last byte");
     if (s->end - s->begin != bits / 8)
-        return fail_tensor(h->w, &t, "has %" PRId64 " bytes where dtype and shape need %" PRId64,
-                           s->end - s->begin, bits / 8);
+        return fail_tensor(h->w, &t, "has %" PRId64 " bytes where dtype and shape need %"
+                           PRId64, s->end - s->begin, bits / 8);
     t.type = kind->type;
     t.type_name = kind->name;
     t.p = h->data + s->begin;
@@ -2265,6 +2791,7 @@ static nxt_status header_tensor(const tensor_header *h, const json *entry, byte_
     return weights_add(h->w, &t);
 }
 
+/* "__metadata__": texts only. Copied, since the header is not kept. */
 static nxt_status header_metadata(const tensor_header *h, const json *entry) {
     weights *w = h->w;
     if (entry->kind != JSON_OBJECT)
@@ -2286,6 +2813,7 @@ static nxt_status header_metadata(const tensor_header *h, const json *entry) {
     return NXT_OK;
 }
 
+/* Empty tensors may share a place with another's beginning; they sort before it. */
 static int span_order(const void *a, const void *b) {
     const byte_span *x = a, *y = b;
     if (x->begin != y->begin) return x->begin < y->begin ? -1 : 1;
@@ -2310,6 +2838,7 @@ static nxt_status header_cover(const tensor_header *h, byte_span *s, i64 n) {
     return NXT_OK;
 }
 
+/* Entry by entry, then all together. */
 static nxt_status header_read(const tensor_header *h, const json *root) {
     nxt_status status = NXT_OK;
     byte_span *spans;
@@ -2328,7 +2857,10 @@ static nxt_status header_read(const tensor_header *h, const json *root) {
     return status;
 }
 
-/* Adds the tensors of the n bytes at p, which stay where they are, to w. */
+/* Adds the tensors of the n bytes at p, which stay where they are, to w. The header is
+ * copied before it is looked at: what was checked must be what is used, even when another
+ * process writes to the file meanwhile. After a failure w holds some of the tensors, and
+ * weights_close is all that may be done with it. */
 static nxt_status safetensors_parse(weights *w, const char *file, const u8 *p, i64 n) {
     static const char pointer[] = "version https://git-lfs";
     nxt_context *cx = w->cx;
@@ -2343,7 +2875,8 @@ static nxt_status safetensors_parse(weights *w, const char *file, const u8 *p, i
     if ((i64)length > n - 8)
         return fail(cx, NXT_FORMAT, "%s: the header takes %" PRIu64 " bytes and only %" PRId64
                     " are there: the file is cut short", file, length, n - 8);
-    tensor_header h = {.w = w, .file = file, .data = p + 8 + length, .bytes = n - 8 - (i64)length};
+    tensor_header h = {.w = w, .file = file, .data = p + 8 + length};
+    h.bytes = n - 8 - (i64)length;
     arena a = {.cx = cx};
     json *root;
     nxt_status status = NXT_MEMORY;
@@ -2355,9 +2888,11 @@ static nxt_status safetensors_parse(weights *w, const char *file, const u8 *p, i
     return status;
 }
 
+/* safetensors_parse, or torchbin_parse of §12. */
 typedef nxt_status (*weight_parser)(weights *w, const char *file, const u8 *p, i64 n);
 
-/* The file of that name, which is one of the model's; opened later. */
+/* The entry for the file of that name in the list of the model's files; new ones are added,
+ * and opened later. The pointer is good until the next call. */
 static nxt_status weights_file(weights *w, const char *directory, const char *name,
                                weight_file **out) {
     for (i64 i = w->file_count - 1; i >= 0; i--) /* the last is the likely one */
@@ -2382,7 +2917,7 @@ static nxt_status weights_load(weights *w, weight_file *f, weight_parser parse) 
     return parse(w, f->path, f->map.p, f->map.n);
 }
 
-/* One safetensors file. */
+/* One safetensors file: an adapter, the state of an optimizer. After a failure w is closed. */
 static nxt_status weights_open_file(nxt_context *cx, const char *path, weights *w) {
     *w = (weights){.cx = cx, .arena.cx = cx};
     weight_file *f;
@@ -2405,7 +2940,7 @@ typedef struct tensor_plan {
     void *source; /* the caller's */
 } tensor_plan;
 
-/* Gives elements [at, at + n) of t as f32. */
+/* Gives elements [at, at + n) of t as f32. Pieces come in order, n is at most STAGE. */
 typedef nxt_status (*tensor_fetch)(void *user, const tensor_plan *t, i64 at, i64 n, float *out);
 
 typedef struct tensor_set {
@@ -2437,11 +2972,14 @@ static int plan_order(const void *a, const void *b) {
     return x->type != y->type ? rank[x->type] - rank[y->type] : strcmp(x->name, y->name);
 }
 
+/* The order of bytes, which is also that of Python's sort_keys. */
 static int name_order(const void *a, const void *b) {
     const tensor_plan *x = *(const tensor_plan *const *)a, *y = *(const tensor_plan *const *)b;
     return strcmp(x->name, y->name);
 }
 
+/* The header of w->order[0, n), padded with spaces so that the data starts at a multiple of
+ * 8. Compact and in the reference writer's order of keys, for the sake of equal bytes. */
 static void write_header(buffer *b, const tensor_writer *w, i64 n) {
     static const char *const names[] = {[F32] = "F32", [F16] = "F16", [BF16] = "BF16"};
     const tensor_set *set = w->set;
@@ -2485,6 +3023,7 @@ static nxt_status narrow(const save_file *f, const tensor_plan *t, const float *
     return NXT_OK;
 }
 
+/* f32 passes bit for bit; the state of an optimizer relies on it. */
 static nxt_status write_tensor(const tensor_writer *w, save_file *f, const tensor_plan *t) {
     for (i64 at = 0; at < t->count; at += STAGE) {
         i64 n = min64(STAGE, t->count - at);
@@ -2520,6 +3059,7 @@ static nxt_status write_shard(const tensor_writer *w, i64 shard, const char *nam
 
 enum { OPEN_SHARD = -1 };
 
+/* Gives the shard that is being filled its number; returns the next one. */
 static i64 close_shard(i32 *shard, i64 plans, i64 number) {
     for (i64 i = 0; i < plans; i++)
         if (shard[i] == OPEN_SHARD) shard[i] = (i32)number;
@@ -2550,6 +3090,7 @@ static i64 choose_shards(const tensor_set *set, i32 *shard) {
     return max64(1, shards);
 }
 
+/* model.safetensors becomes model-00001-of-00003.safetensors. */
 static void shard_name(char out[300], const char *name, i64 shard, i64 shards) {
     int stem = (int)(strlen(name) - strlen(".safetensors"));
     snprintf(out, 300, "%.*s-%05" PRId64 "-of-%05" PRId64 ".safetensors", stem, name, shard + 1,
@@ -2584,7 +3125,8 @@ static nxt_status write_index(const tensor_writer *w, const char *name, i64 shar
     return status;
 }
 
-/* Writes the set as `name`, which ends in .safetensors, or as shards and their index. */
+/* Writes the set as `name`, which ends in .safetensors, or as shards and their index when
+ * the set has a limit and does not fit. Memory: STAGE elements twice, and the header. */
 static nxt_status safetensors_write(save *s, const char *name, const tensor_set *set) {
     tensor_writer w = {.s = s, .set = set};
     nxt_status status;
@@ -2620,14 +3162,28 @@ done:
  * -- the archive ---------------------------------------------------------------------------
  *
  *     (local header, name, extra, data, [descriptor]) ...     PK 3 4
- *     (central header, name, extra) ...                       PK 1 2, the directory
+ *     (central header, name, extra, comment) ...              PK 1 2, the directory
  *     [zip64 end record, zip64 locator]                       PK 6 6, PK 6 7
  *     end record                                              PK 5 6
+ *
+ * The fields that are read, each at its offset in its record [APPNOTE]:
+ *
+ *                       local   central   end      zip64 end
+ *     flags             6       8
+ *     method            8       10
+ *     bytes stored      18      20
+ *     bytes             22      24        12       40           end: of the directory
+ *     length of name    26      28
+ *     length of extra   28      30
+ *     length of comment         32        20
+ *     offset                    42        16       48           end: of the directory
+ *     entries                             10       32
  *
  * Readers that believe different parts of an archive can be shown different contents, so
  * all parts must agree here. Checksums are not read: PyTorch does not either, and weights
  * are not to be touched before they are used.
  */
+/* One file of the archive. */
 typedef struct zip_entry {
     const char *name; /* in the map, not NUL-terminated */
     i64 length;
@@ -2647,18 +3203,22 @@ typedef struct zip_archive {
     i64 root_length;
 } zip_archive;
 
+/* The sizes of the records, without the texts that follow some of them. */
 enum { ZIP_LOCAL = 30, ZIP_CENTRAL = 46, ZIP_END = 22, ZIP_END64 = 56, ZIP_LOCATOR = 20 };
 
 static nxt_status fail_zip(const zip_archive *z, const char *reason) {
     return fail(z->w->cx, NXT_FORMAT, "%s: damaged zip archive: %s", z->file, reason);
 }
 
+/* Whether a record of that kind and size lies at `at`: the check before any field is read. */
 static bool zip_mark(const zip_archive *z, i64 at, i64 bytes, char a, char b) {
     return at >= 0 && bytes <= z->n - at && !memcmp(z->p + at, (char[]){'P', 'K', a, b}, 4);
 }
 
-/* Finds the directory. PyTorch writes the zip64 records always, other tools when needed;
- * a field of the plain record may be saturated, but may not contradict. */
+/* Finds the directory, from the end of the file, where the end record must lie: PyTorch puts
+ * no comment behind it. PyTorch writes the zip64 records always, other tools when needed; a
+ * field of the plain record may be saturated, but may not contradict. The directory must
+ * fill what lies between its beginning and the end records. */
 static nxt_status zip_open(zip_archive *z) {
     i64 end = z->n - ZIP_END, locator = end - ZIP_LOCATOR;
     if (!zip_mark(z, end, ZIP_END, 5, 6)) return fail_zip(z, "no end record: it is cut short");
@@ -2686,7 +3246,9 @@ static nxt_status zip_open(zip_archive *z) {
     return NXT_OK;
 }
 
-/* The zip64 extra field holds, in this order, those of three numbers that did not fit. */
+/* Extra fields are a list of (kind: 2 bytes, size: 2 bytes, that many bytes). The one of kind
+ * 1 holds, in this order, those of the three numbers that did not fit their 32 bits and
+ * read 0xffffffff. False when the list is cut short, or lacks what is needed. */
 static bool zip_extra(const u8 *p, i64 n, u64 *bytes, u64 *stored, u64 *offset) {
     u64 *const field[] = {bytes, stored, offset};
     while (n >= 4) {
@@ -2708,8 +3270,10 @@ static bool zip_extra(const u8 *p, i64 n, u64 *bytes, u64 *stored, u64 *offset) 
     return *bytes != 0xffffffff && *stored != 0xffffffff && *offset != 0xffffffff;
 }
 
-/* The local header at `offset` must repeat what the central one says; then comes the data,
- * which must lie before the directory. A size may be left to the descriptor: 0. */
+/* The local header at `offset` must repeat what the central one says: name, flags, method and
+ * sizes. A size may read 0, when a flag says that a descriptor behind the data has it (so
+ * PyTorch writes), or 0xffffffff, when the extra field has it. Then comes the data, which
+ * must end before the directory. */
 static nxt_status zip_local(const zip_archive *z, const u8 *central, i64 offset, zip_entry *e) {
     const u8 *l = z->p + offset;
     if (!zip_mark(z, offset, ZIP_LOCAL, 3, 4) || offset > z->directory - ZIP_LOCAL)
@@ -2729,7 +3293,9 @@ static nxt_status zip_local(const zip_archive *z, const u8 *central, i64 offset,
     return NXT_OK;
 }
 
-/* One central header at *at, which moves on; entries must lie in order from *free on. */
+/* One central header at *at, which moves on to the next. Data must lie in the order of the
+ * directory, none before *free_from: so no two entries overlap. Stored, not compressed, is
+ * what lets weights be used where they lie in the map. */
 static nxt_status zip_central(const zip_archive *z, i64 *at, i64 *free_from, zip_entry *e) {
     const u8 *c = z->p + *at;
     i64 room = z->directory_end - *at;
@@ -2759,12 +3325,15 @@ static nxt_status zip_central(const zip_archive *z, i64 *at, i64 *free_from, zip
     return NXT_OK;
 }
 
+/* By name, for zip_find. */
 static int zip_order(const void *a, const void *b) {
     const zip_entry *x = a, *y = b;
     int order = memcmp(x->name, y->name, (size_t)min64(x->length, y->length));
     return order ? order : (x->length > y->length) - (x->length < y->length);
 }
 
+/* Reads the whole directory; a name that occurs twice would mean different things to
+ * different readers. */
 static nxt_status zip_read(zip_archive *z) {
     i64 free_from = 0;
     TRY(zip_open(z));
@@ -2779,7 +3348,7 @@ static nxt_status zip_read(zip_archive *z) {
     return NXT_OK;
 }
 
-/* The entry `<root><folder><name>`, or NULL. */
+/* The entry `<root><folder><name>`, or NULL: a name too long to be real is not there. */
 static const zip_entry *zip_find(const zip_archive *z, const char *folder, const char *name) {
     char full[256];
     int n = snprintf(full, sizeof full, "%.*s%s%s", (int)min64(z->root_length, 200), z->root,
@@ -2809,7 +3378,27 @@ static nxt_status zip_find_root(zip_archive *z) {
                 "writes", z->file, found ? "more than one" : "no");
 }
 
-/* -- the pickle ---------------------------------------------------------------------------- */
+/* -- the pickle ----------------------------------------------------------------------------
+ *
+ * The machine has a stack of values, and a memo to use a value again. {"w": tensor of 2 x 3}
+ * is, with what each opcode leaves on the stack:
+ *
+ *     }                               {}
+ *     X "w"                           {} "w"
+ *     c torch._utils _rebuild_...     {} "w" name
+ *     (                               {} "w" name MARK
+ *     ( X "storage" c torch FloatStorage X "0" X "cpu" K 6 t
+ *                                     {} "w" name MARK ("storage", name, "0", "cpu", 6)
+ *     Q                               {} "w" name MARK storage
+ *     K 0                             {} "w" name MARK storage 0
+ *     K 2 K 3 0x86 K 3 K 1 0x86       {} "w" name MARK storage 0 (2, 3) (3, 1)
+ *     0x89 } t                        {} "w" name (storage, 0, (2, 3), (3, 1), False, {})
+ *     R                               {} "w" tensor
+ *     s .                             {"w": tensor}
+ *
+ * Python looks up a name, and R calls what it found. Here a name is a row of a table, and R
+ * turns the few pairs of name and arguments that make sense into a value. Memory is bounded
+ * by the length of the pickle: an opcode makes at most one value, and moves pointers. */
 enum { PICKLE_MAX = 16 << 20 }; /* bytes; a model of 1000 tensors takes 150 thousand */
 
 typedef enum pickle_kind {
@@ -2823,7 +3412,7 @@ typedef enum pickle_kind {
 
 typedef enum torch_role { ORDERED_DICT, BUILD_TENSOR, BUILD_PARAMETER, STORAGE } torch_role;
 
-/* All that a pickle may mention. */
+/* All that a pickle may mention: three callables and the types of storages. */
 typedef struct torch_name {
     const char *name;
     torch_role role;
@@ -2851,6 +3440,8 @@ static const torch_name *torch_name_find(const char *name) {
     return NULL;
 }
 
+/* Values are shared (the memo) and may even hold themselves, so nothing here walks them
+ * without a bound. */
 typedef struct pickle_value {
     pickle_kind kind;
     const char *text;       /* a text; the key of a storage */
@@ -2874,6 +3465,7 @@ static nxt_status fail_pickle(const pickle_machine *k, const char *reason) {
                 (i64)(k->p - k->start), reason);
 }
 
+/* The number of so many bytes that follows an opcode. */
 static nxt_status pickle_number(pickle_machine *k, int bytes, u64 *out) {
     if (bytes > k->end - k->p) return fail_pickle(k, "cut short");
     *out = read_le(k->p, bytes);
@@ -2888,6 +3480,7 @@ static nxt_status pickle_push(pickle_machine *k, pickle_value *v) {
     return NXT_OK;
 }
 
+/* A new value on the stack. */
 static nxt_status pickle_new(pickle_machine *k, pickle_kind kind, pickle_value **out) {
     pickle_value *v = arena_get(&k->arena, sizeof *v);
     if (!v) return NXT_MEMORY;
@@ -2896,13 +3489,15 @@ static nxt_status pickle_new(pickle_machine *k, pickle_kind kind, pickle_value *
     return pickle_push(k, v);
 }
 
+/* The top of the stack, which must be of that kind; so a mark is never taken for a value. */
 static nxt_status pickle_pop(pickle_machine *k, pickle_kind kind, pickle_value **out) {
     if (k->depth == 0) return fail_pickle(k, "the stack is empty");
     *out = k->stack[--k->depth];
     return (*out)->kind == kind ? NXT_OK : fail_pickle(k, "a value of another kind is needed");
 }
 
-/* The last n values of the stack become items of v. */
+/* The last n values of the stack become items of v; pickle_above has seen that they are
+ * there. A container grows by half, so that many appends cost a constant each. */
 static nxt_status pickle_collect(pickle_machine *k, i64 n, pickle_value *v) {
     if (v->count + n > v->capacity) {
         i64 capacity = max64(v->count + n, v->capacity + v->capacity / 2);
@@ -2952,8 +3547,10 @@ static nxt_status pickle_extend(pickle_machine *k, pickle_kind kind, i64 n) {
     return NXT_OK;
 }
 
+/* A text with its length before it. No name of a tensor or a storage has a zero byte, and
+ * without them texts can be C strings. */
 static nxt_status pickle_text(pickle_machine *k, int length_bytes) {
-    u64 n;
+    u64 n = 0;
     u32 code;
     pickle_value *v;
     TRY(pickle_number(k, length_bytes, &n));
@@ -2982,6 +3579,8 @@ static nxt_status pickle_integer(pickle_machine *k, u64 bytes, bool is_signed) {
     return NXT_OK;
 }
 
+/* Puts the top of the stack into the memo. Python numbers values from 0, so that a number
+ * above the length of the pickle can only be meant to exhaust memory. */
 static nxt_status pickle_remember(pickle_machine *k, u64 index) {
     if (k->depth == 0 || k->stack[k->depth - 1]->kind == PICKLE_MARK)
         return fail_pickle(k, "nothing to remember");
@@ -2994,14 +3593,17 @@ static nxt_status pickle_remember(pickle_machine *k, u64 index) {
     return NXT_OK;
 }
 
+/* Pushes a value of the memo: the same value, not a copy. */
 static nxt_status pickle_recall(pickle_machine *k, u64 index) {
     if (index >= (u64)k->memo_count || !k->memo[index])
         return fail_pickle(k, "recalls what was never remembered");
     return pickle_push(k, k->memo[index]);
 }
 
-/* The one place where a pickle could reach for code. */
-static nxt_status pickle_name(pickle_machine *k, const char *module, i64 n, const char *name, i64 m) {
+/* The one place where a pickle could reach for code. A name that is not in the table ends the
+ * reading, whether or not it would have been called. */
+static nxt_status pickle_name(pickle_machine *k, const char *module, i64 n, const char *name,
+                              i64 m) {
     char full[200];
     pickle_value *v;
     snprintf(full, sizeof full, "%.*s.%.*s", (int)min64(n, 90), module, (int)min64(m, 90),
@@ -3029,19 +3631,22 @@ static nxt_status pickle_global(pickle_machine *k) {
     return pickle_name(k, line[0], length[0], line[1], length[1]);
 }
 
+/* STACK_GLOBAL, of protocol 4: two texts on the stack. */
 static nxt_status pickle_stack_global(pickle_machine *k) {
-    pickle_value *module, *name;
+    pickle_value *module = NULL, *name = NULL;
     TRY(pickle_pop(k, PICKLE_TEXT, &name));
     TRY(pickle_pop(k, PICKLE_TEXT, &module));
     return pickle_name(k, module->text, (i64)strlen(module->text), name->text,
                        (i64)strlen(name->text));
 }
 
-/* ("storage", type, key, device, elements) */
+/* BINPERSID: a reference to data outside the pickle. PyTorch uses it for storages:
+ * ("storage", type, key, device, elements), the data being entry `data/<key>`. Whatever device
+ * it was on, it is bytes now. */
 static nxt_status pickle_storage(pickle_machine *k) {
     static const pickle_kind kinds[] = {PICKLE_TEXT, PICKLE_NAME, PICKLE_TEXT, PICKLE_TEXT,
                                         PICKLE_INTEGER};
-    pickle_value *id, *v;
+    pickle_value *id = NULL, *v;
     TRY(pickle_pop(k, PICKLE_TUPLE, &id));
     bool good = id->count == COUNT(kinds);
     for (i64 i = 0; good && i < id->count; i++) good = id->item[i]->kind == kinds[i];
@@ -3055,7 +3660,8 @@ static nxt_status pickle_storage(pickle_machine *k) {
     return NXT_OK;
 }
 
-/* (storage, offset, sizes, strides, requires_grad, hooks [, metadata]) */
+/* (storage, offset, sizes, strides, requires_grad, hooks [, metadata]); the last three say
+ * nothing about the values. Numbers are checked later, when the tensor has a name. */
 static bool pickle_is_tensor(const pickle_value *args) {
     if (args->count < 6 || args->count > 7) return false;
     const pickle_value *size = args->item[2], *stride = args->item[3];
@@ -3071,7 +3677,7 @@ static bool pickle_is_tensor(const pickle_value *args) {
 
 /* What Python would call with a tuple of arguments becomes a value of ours. */
 static nxt_status pickle_reduce(pickle_machine *k) {
-    pickle_value *args, *callee, *v;
+    pickle_value *args = NULL, *callee = NULL, *v;
     TRY(pickle_pop(k, PICKLE_TUPLE, &args));
     TRY(pickle_pop(k, PICKLE_NAME, &callee));
     switch (callee->name->role) {
@@ -3103,9 +3709,10 @@ static nxt_status pickle_build(pickle_machine *k) {
     return NXT_OK;
 }
 
-/* Protocols 2 to 5, as far as torch.save uses them. */
+/* One opcode. Protocols 2 to 5, as far as torch.save uses them for dictionaries of tensors and
+ * for the plain values that training scripts keep beside them. */
 static nxt_status pickle_step(pickle_machine *k, u8 opcode) {
-    u64 n;
+    u64 n = 0;
     switch (opcode) {
     case 0x80: /* PROTO */
         TRY(pickle_number(k, 1, &n));
@@ -3151,6 +3758,7 @@ static nxt_status pickle_step(pickle_machine *k, u8 opcode) {
                 (i64)(k->p - k->start) - 1, opcode);
 }
 
+/* Runs until STOP, which must find one value on the stack. What follows it is not read. */
 static nxt_status pickle_run(pickle_machine *k, pickle_value **result) {
     while (k->p < k->end) {
         u8 opcode = *k->p++;
@@ -3166,6 +3774,8 @@ static nxt_status pickle_run(pickle_machine *k, pickle_value **result) {
 }
 
 /* -- from values to tensors ---------------------------------------------------------------- */
+
+/* A dictionary with at least one tensor among its values. */
 static bool holds_tensors(const pickle_value *v) {
     if (v->kind != PICKLE_DICT) return false;
     for (i64 i = 1; i < v->count; i += 2)
@@ -3177,16 +3787,22 @@ static bool holds_tensors(const pickle_value *v) {
 static const pickle_value *find_state_dict(const pickle_value *top) {
     static const char *const keys[] = {"state_dict", "model"};
     if (top->kind != PICKLE_DICT || holds_tensors(top)) return top;
-    for (int key = 0; key < COUNT(keys); key++)
+    for (int key = 0; key < COUNT(keys); key++) {
+        const pickle_value *inner = NULL; /* the last of that name, as in Python */
         for (i64 i = 0; i + 1 < top->count; i += 2)
-            if (top->item[i]->kind == PICKLE_TEXT && !strcmp(top->item[i]->text, keys[key])
-                && holds_tensors(top->item[i + 1]))
-                return top->item[i + 1];
+            if (top->item[i]->kind == PICKLE_TEXT && !strcmp(top->item[i]->text, keys[key]))
+                inner = top->item[i + 1];
+        if (inner && holds_tensors(inner)) return inner;
+    }
     return top;
 }
 
-/* Sizes and strides; *extent: how many elements of the storage lie under the tensor. */
-static nxt_status torch_shape(const zip_archive *z, const pickle_value *v, tensor *t, i64 *extent) {
+/* Sizes and strides; *extent: how many elements of the storage lie between the tensor's first
+ * and its last, both included:  1 + sum over i of (dim[i] - 1) stride[i].
+ * Row-major tensors of any rank are taken, and of rank 2 any strides (a transposed weight, a
+ * part of a wider one): a matrix multiplication can walk those as they are. */
+static nxt_status torch_shape(const zip_archive *z, const pickle_value *v, tensor *t,
+                              i64 *extent) {
     const pickle_value *size = v->item[2], *stride = v->item[3];
     if (size->count > MAX_RANK)
         return fail_tensor(z->w, t, "has %" PRId64 " dimensions, more than %d", size->count,
@@ -3213,16 +3829,19 @@ static nxt_status torch_shape(const zip_archive *z, const pickle_value *v, tenso
     }
     if (!dense && t->rank != 2)
         return fail(z->w->cx, NXT_UNSUPPORTED, "%s: tensor %.200s: a view that is neither "
-                    "contiguous nor of two dimensions: save it .contiguous()", z->file, t->name);
+                    "contiguous nor of two dimensions: save it .contiguous()", z->file,
+                    t->name);
     return NXT_OK;
 }
 
+/* The storage must hold the elements it claims, and the tensor must lie in the storage, before
+ * its address is formed. */
 static nxt_status torch_tensor(const zip_archive *z, const char *name, const pickle_value *v) {
     const pickle_value *storage = v->item[0];
     const tensor_kind *kind = tensor_kind_named(storage->name->kind);
     const i64 offset = v->item[1]->number, width = kind->bits / 8;
     tensor t = {.file = z->file, .type = kind->type, .type_name = kind->name};
-    i64 extent, bytes;
+    i64 extent = 0, bytes;
     t.name = arena_text(&z->w->arena, name, strlen(name));
     if (!t.name) return NXT_MEMORY;
     TRY(torch_shape(z, v, &t, &extent));
@@ -3237,6 +3856,7 @@ static nxt_status torch_tensor(const zip_archive *z, const char *name, const pic
     return weights_add(z->w, &t);
 }
 
+/* All tensors of the dictionary; what else it holds (an epoch, a learning rate) is skipped. */
 static nxt_status torch_tensors(const zip_archive *z, const pickle_value *top) {
     const pickle_value *d = find_state_dict(top);
     if (!holds_tensors(d))
@@ -3271,7 +3891,9 @@ static nxt_status torch_pickle(const zip_archive *z) {
     return status;
 }
 
-/* Adds the tensors of the n bytes at p, which stay where they are, to w. */
+/* Adds the tensors of the n bytes at p, which stay where they are, to w. A file that is no
+ * archive but begins like a pickle was written before PyTorch 1.6, data and pickle in one
+ * stream; there are few left. */
 static nxt_status torchbin_parse(weights *w, const char *file, const u8 *p, i64 n) {
     zip_archive z = {.w = w, .file = file, .p = p, .n = n};
     if (n >= 2 && p[0] == 0x80 && p[1] <= 5)
@@ -3286,9 +3908,13 @@ static nxt_status torchbin_parse(weights *w, const char *file, const u8 *p, i64 
     return status;
 }
 
-/* -- opening a model's weights ------------------------------------------------------------- */
+/* -- opening a model's weights --------------------------------------------------------------
+ *
+ * A large model is spread over several files, and an index says which tensor is in which. The
+ * index decides: what it does not name does not count, and what it names must be there. */
 
-/* {"weight_map": {tensor: file}}: which tensors there are, and in which file each is. */
+/* {"weight_map": {tensor: file}}. The files must lie beside the index: a name that leads
+ * elsewhere would let a downloaded model make us read any file of the machine. */
 static nxt_status weights_read_index(weights *w, const char *directory, const char *path,
                                      const json *root) {
     const json *map = json_get(root, "weight_map");
@@ -3311,6 +3937,7 @@ static nxt_status weights_read_index(weights *w, const char *directory, const ch
     return NXT_OK;
 }
 
+/* Reads the index, then all files it names, then sees that no tensor is still awaited. */
 static nxt_status weights_open_index(weights *w, const char *directory, const char *path,
                                      weight_parser parse) {
     buffer b = {.cx = w->cx};
@@ -3331,7 +3958,8 @@ static nxt_status weights_open_index(weights *w, const char *directory, const ch
     return status;
 }
 
-/* The weights of a model directory, in the first of these forms that is there. */
+/* The weights of a model directory, in the first of these forms that is there: the order in
+ * which Hugging Face looks. After a failure w is closed. */
 static nxt_status weights_open(nxt_context *cx, const char *directory, weights *w) {
     static const struct {
         const char *name;
@@ -3494,7 +4122,7 @@ typedef struct matcher {
 } matcher;
 
 /* A word BPE has met before: one cache line. The last byte of the key is its length. */
-enum { WORD_BYTES = 31, WORD_IDS = 7, CACHE_BITS = 16 };
+enum { WORD_BYTES = 31, WORD_IDS = 7, CACHE_BITS = 15 };
 typedef struct word {
     u8 key[WORD_BYTES + 1];
     i32 id[WORD_IDS], count;
@@ -3519,6 +4147,7 @@ struct nxt_tokenizer {
     i32 byte_id[256];        /* byte -> token, or -1 */
     pair_map merges;         /* (left id, right id) -> rank */
     i32 *merged;             /* rank -> id of the two together */
+    u32 *byte_rank;          /* (256, 256): the ranks of pairs of bytes, which every word asks */
     i32 unknown;             /* stands for bytes without a token; -1: they are dropped */
     bool fuse_unknown, ignore_merges, form_c, prefix_space;
     i64 (*split)(const nxt_tokenizer *t, const u8 *p, i64 at, i64 n);
@@ -3834,18 +4463,22 @@ static nxt_status reserve(token_list *out, i64 more, bool want_ends) {
 /* The ids of p[0, n), n <= SHORT, into id; returns how many, or -1 if a byte has no token.
  * Each round merges the pair of lowest rank, the leftmost of equals. rank[i] is that of
  * (id[i], id[i+1]). Quadratic, and for words the fastest: the ranks fill few cache lines. */
-enum { SHORT = 48 };
+enum { SHORT = 64 };
 
 static i64 merge_short(const nxt_tokenizer *t, const u8 *p, i64 n, i32 *id) {
     u32 rank[SHORT];
     for (i64 i = 0; i < n; i++)
         if ((id[i] = t->byte_id[p[i]]) < 0) return -1;
-    for (i64 i = 0; i + 1 < n; i++) rank[i] = pair_get(&t->merges, (u32)id[i], (u32)id[i + 1]);
+    for (i64 i = 0; i + 1 < n; i++) rank[i] = t->byte_rank[p[i] << 8 | p[i + 1]];
     while (n > 1) {
         i64 best = 0;
-        for (i64 i = 1; i + 1 < n; i++) best = rank[i] < rank[best] ? i : best;
-        if (rank[best] == NONE) break;
-        id[best] = t->merged[rank[best]];
+        u32 lowest = rank[0];
+        for (i64 i = 1; i + 1 < n; i++) {
+            best = rank[i] < lowest ? i : best;
+            lowest = rank[i] < lowest ? rank[i] : lowest;
+        }
+        if (lowest == NONE) break;
+        id[best] = t->merged[lowest];
         n--;
         for (i64 i = best + 1; i < n; i++) {
             id[i] = id[i + 1];
@@ -4262,6 +4895,7 @@ static nxt_status load_merge(token_files *f, u32 rank, const char *left, i64 lef
         return fail(t->cx, NXT_FORMAT, "%s: merge %u, \"%.60s\", is of tokens that the "
                     "vocabulary does not have", f->path, rank + 1, left);
     pair_put(&t->merges, (u32)x, (u32)y, rank);
+    if (a == 1 && b == 1) t->byte_rank[text[0] << 8 | text[1]] = rank;
     t->merged[rank] = both;
     return NXT_OK;
 }
@@ -4277,8 +4911,11 @@ static nxt_status load_merge_line(token_files *f, u32 *rank, const char *line, i
 }
 
 static nxt_status merges_create(nxt_tokenizer *t, i64 count) {
+    const size_t pairs = 256 * 256 * sizeof *t->byte_rank;
     t->merged = arena_get(&t->memory, (size_t)count * sizeof *t->merged);
-    if (!t->merged) return NXT_MEMORY;
+    t->byte_rank = arena_get(&t->memory, pairs);
+    if (!t->merged || !t->byte_rank) return NXT_MEMORY;
+    memset(t->byte_rank, 0xff, pairs); /* NONE */
     return pair_map_create(&t->memory, count, &t->merges);
 }
 
@@ -4659,7 +5296,8 @@ static const param_row neox_rows[] = {
     {EMBED_W, NEOX "embed_in.weight", DIM_V, DIM_C, INIT_NORMAL, true, NULL},
     {NORM1_W, NEOX_LAYER "input_layernorm.weight", ONE, DIM_C, INIT_ONE, false, NULL},
     {NORM1_B, NEOX_LAYER "input_layernorm.bias", ONE, DIM_C, INIT_ZERO, false, NULL},
-    {QKV_W, NEOX_LAYER "attention.query_key_value.weight", DIM_3C, DIM_C, INIT_NORMAL, true, NULL},
+    {QKV_W, NEOX_LAYER "attention.query_key_value.weight", DIM_3C, DIM_C, INIT_NORMAL, true,
+     NULL},
     {QKV_B, NEOX_LAYER "attention.query_key_value.bias", ONE, DIM_3C, INIT_ZERO, false, NULL},
     {OUT_W, NEOX_LAYER "attention.dense.weight", DIM_C, DIM_C, INIT_NORMAL, true, NULL},
     {OUT_B, NEOX_LAYER "attention.dense.bias", ONE, DIM_C, INIT_ZERO, false, NULL},
@@ -4686,7 +5324,7 @@ static const family families[] = {
 
 enum { CONFIG_BYTES = 64 << 20 }; /* no honest config is larger */
 
-/* -- config.json ------------------------------------------------------------------------- */
+/* -- config.json ----------------------------------------------------------------------- */
 static nxt_status config_integer(nxt_context *cx, const char *where, const json *config,
                                  const config_key *k, shape *s) {
     const json *v = json_get(config, k->key);
@@ -4718,13 +5356,15 @@ static nxt_status config_activation(nxt_context *cx, const char *where, const ch
 /* Rotary settings have two spellings: rotary_pct, rotary_emb_base and rope_scaling up to
  * transformers 4, rope_parameters {rope_theta, partial_rotary_factor, ...} from 5 on.
  * "dynamic" scaling changes nothing within max_position_embeddings, our limit anyway. */
-static nxt_status config_rope(nxt_context *cx, const char *where, const json *config, shape *s) {
-    const json *v5 = json_get(config, "rope_parameters"), *v4 = json_get(config, "rope_scaling");
-    const json *scaling = v5 && v5->kind == JSON_OBJECT ? v5 : v4;
+static nxt_status config_rope(nxt_context *cx, const char *where, const json *config,
+                              shape *s) {
+    const json *newer = json_get(config, "rope_parameters"),
+               *older = json_get(config, "rope_scaling");
+    const json *scaling = newer && newer->kind == JSON_OBJECT ? newer : older;
     double share = json_number(config, "rotary_pct", 0.25);
     double base = json_number(config, "rotary_emb_base", 10000);
-    share = json_number(v5, "partial_rotary_factor", share);
-    base = json_number(v5, "rope_theta", base);
+    share = json_number(newer, "partial_rotary_factor", share);
+    base = json_number(newer, "rope_theta", base);
     const char *type = json_text(scaling, "rope_type", json_text(scaling, "type", "default"));
     s->rope_factor = 1;
     if (!strcmp(type, "linear")) s->rope_factor = (float)json_number(scaling, "factor", 1);
@@ -4766,7 +5406,7 @@ static nxt_status config_shape(nxt_context *cx, const char *where, const json *c
     return config_rope(cx, where, config, s);
 }
 
-/* -- The model --------------------------------------------------------------------------- */
+/* -- The model ------------------------------------------------------------------------- */
 typedef struct layer_params {
     norm_params norm1, norm2;
     linear_params qkv, out, up, down;
@@ -4897,8 +5537,9 @@ static nxt_status bind_param(nxt_model *m, param *p) {
     const bool vector = p->w.rows == 1;
     if (!t) return fail(m->cx, NXT_SHAPE, "%s: tensor \"%s\" is missing", m->dir, p->name);
     if (t->type < 0)
-        return fail(m->cx, NXT_UNSUPPORTED, "%s: tensor \"%s\" has type %s (f32, f16 and bf16 are read)",
-                    t->file, p->name, t->type_name);
+        return fail(m->cx, NXT_UNSUPPORTED,
+                    "%s: tensor \"%s\" has type %s (f32, f16 and bf16 are read)", t->file,
+                    p->name, t->type_name);
     i64 rows = t->rank == 2 ? t->dim[0] : 1, cols = t->rank ? t->dim[t->rank - 1] : 0;
     if (t->rank != (vector ? 1 : 2) || rows != p->w.rows || cols != p->w.cols)
         return fail(m->cx, NXT_SHAPE,
@@ -5459,7 +6100,7 @@ static nxt_status dataset_add(nxt_dataset *d, const i32 *ids, const u8 *trained,
     return NXT_OK;
 }
 
-/* -- Rows to text ------------------------------------------------------------------------- */
+/* -- Rows to text ---------------------------------------------------------------------- */
 
 /* What is to be found in a row: text = prompt + completion + rest. */
 typedef struct row_text {
@@ -5523,7 +6164,8 @@ static nxt_status choose_columns(reader *r, const json *row) {
     char label[400];
     r->chosen = true;
     if (c->text_column) r->completion = c->text_column;
-    else if (c->completion_column) r->prompt = c->prompt_column, r->completion = c->completion_column;
+    else if (c->completion_column)
+        r->prompt = c->prompt_column, r->completion = c->completion_column;
     for (i64 i = 0; !r->completion && !c->template_text && i < COUNT(known_columns); i++) {
         const char *p = known_columns[i].prompt, *in = known_columns[i].input;
         if ((p && !json_get(row, p)) || (in && !json_get(row, in))
@@ -5597,7 +6239,7 @@ static nxt_status render_row(reader *r, const json *row) {
     return out->status;
 }
 
-/* -- Text to tokens ------------------------------------------------------------------------ */
+/* -- Text to tokens -------------------------------------------------------------------- */
 static nxt_status add_row_token(reader *r, i32 id, bool trained) {
     token_list *t = &r->tokens;
     TRY(mem_grow(r->d->cx, &t->id, t->n, t->n + 1, &t->capacity, sizeof *t->id));
@@ -5629,10 +6271,12 @@ static nxt_status cut_to_length(reader *r, i64 n, i64 *at, i64 *cut) {
     *at = *cut = 0;
     if (over <= 0) return NXT_OK;
     if (how == NXT_TRUNCATE_AUTO)
-        how = r->completions && !r->config->train_on_all ? NXT_TRUNCATE_PROMPT : NXT_TRUNCATE_RIGHT;
+        how = r->completions && !r->config->train_on_all ? NXT_TRUNCATE_PROMPT
+                                                         : NXT_TRUNCATE_RIGHT;
     if (how == NXT_TRUNCATE_ERROR)
-        return fail(r->d->cx, NXT_FORMAT, "%s:%" PRId64 ": %" PRId64 " tokens, the limit is %" PRId64,
-                    r->path, r->line, n, limit);
+        return fail(r->d->cx, NXT_FORMAT,
+                    "%s:%" PRId64 ": %" PRId64 " tokens, the limit is %" PRId64, r->path,
+                    r->line, n, limit);
     while (prompt < n && !r->mask[prompt]) prompt++;
     r->d->info.truncated++;
     *cut = over;
@@ -5670,7 +6314,7 @@ static bool want_more(const reader *r) {
     return !r->config->max_samples || r->d->info.rows < r->config->max_samples;
 }
 
-/* -- Files --------------------------------------------------------------------------------- */
+/* -- Files ----------------------------------------------------------------------------- */
 static nxt_status read_text_file(reader *r, const char *p, i64 n) {
     const bool whole = r->config->block_size > 0;
     const char *end = p + n;
@@ -5766,7 +6410,8 @@ static nxt_status cut_blocks(reader *r) {
     r->d->info.dropped_tokens = n % size;
     if (n < size)
         return fail(r->d->cx, NXT_ARGUMENT,
-                    "%s: %" PRId64 " tokens do not fill one block of %" PRId64, r->path, n, size);
+                    "%s: %" PRId64 " tokens do not fill one block of %" PRId64, r->path, n,
+                    size);
     return NXT_OK;
 }
 
@@ -5783,7 +6428,8 @@ static nxt_status read_files(reader *r, const char *const *paths, int count) {
     }
     if (r->config->block_size > 0) TRY(cut_blocks(r));
     if (!d->info.examples)
-        return fail(d->cx, NXT_ARGUMENT, "%s: no data: there is no non-empty row in it", paths[0]);
+        return fail(d->cx, NXT_ARGUMENT, "%s: no data: there is no non-empty row in it",
+                    paths[0]);
     d->info.has_completions = r->completions;
     return NXT_OK;
 }
@@ -5796,8 +6442,12 @@ nxt_status nxt_dataset_from_files(nxt_dataset **out, nxt_tokenizer *tok,
     if (count < 1) return fail(cx, NXT_ARGUMENT, "no data files");
     if (config->block_size < 0 || config->block_size == 1 || config->max_length < 2)
         return fail(cx, NXT_ARGUMENT, "block size and max length must be at least 2");
-    reader r = {.tok = tok, .config = config, .arena.cx = cx, .row.text.cx = cx,
-                .tokens.cx = cx, .eos = config->eos >= 0 ? config->eos : nxt_tokenizer_eos(tok)};
+    reader r = {.tok = tok,
+                .config = config,
+                .arena.cx = cx,
+                .row.text.cx = cx,
+                .tokens.cx = cx,
+                .eos = config->eos >= 0 ? config->eos : nxt_tokenizer_eos(tok)};
     TRY(dataset_create(&r.d, cx));
     nxt_status status = read_files(&r, paths, count);
     arena_free(&r.arena);
@@ -5825,7 +6475,7 @@ nxt_status nxt_dataset_from_tokens(nxt_dataset **out, nxt_context *cx, const i32
     return status;
 }
 
-/* -- Splits, views, reports ------------------------------------------------------------------ */
+/* -- Splits, views, reports ------------------------------------------------------------ */
 static nxt_status add_from(nxt_dataset *to, const nxt_dataset *d, i64 i) {
     const i64 at = d->offset[i];
     return dataset_add(to, d->ids + at, d->trained + at, d->offset[i + 1] - at,
@@ -5944,7 +6594,7 @@ nxt_status nxt_dataset_write_rows(const nxt_dataset *d, const char *path) {
     return status;
 }
 
-/* -- Batches --------------------------------------------------------------------------------- */
+/* -- Batches --------------------------------------------------------------------------- */
 
 /* Room for batches of up to `rows` rows, on the host. */
 static nxt_status batch_get(nxt_context *cx, batch *b, i64 rows) {
@@ -6016,10 +6666,11 @@ static nxt_status parse_dtype(nxt_context *cx, const char *name, dtype *type) {
 
 /* Rotary settings under both of their names (§14), so that readers old and new agree. */
 static void write_rope(buffer *b, const shape *s, const json *config) {
-    const json *v5 = json_get(config, "rope_parameters"), *v4 = json_get(config, "rope_scaling");
-    const json *scaling = v5 && v5->kind == JSON_OBJECT ? v5 : v4;
+    const json *newer = json_get(config, "rope_parameters"),
+               *older = json_get(config, "rope_scaling");
+    const json *scaling = newer && newer->kind == JSON_OBJECT ? newer : older;
     const char *type = json_text(scaling, "rope_type", json_text(scaling, "type", "default"));
-    double share = json_number(v5, "partial_rotary_factor",
+    double share = json_number(newer, "partial_rotary_factor",
                                json_number(config, "rotary_pct", 0.25));
     buffer_print(b, ",\n  \"rotary_pct\": %.9g,\n  \"rotary_emb_base\": %.9g", share,
                  (double)s->rope_base);
@@ -6077,9 +6728,10 @@ static nxt_status save_companions(save *s, const char *dir) {
 
 static nxt_status save_generation_config(save *s, const nxt_model *m) {
     char text[160];
-    int n = snprintf(text, sizeof text,
-                     "{\n  \"bos_token_id\": %" PRId64 ",\n  \"eos_token_id\": %" PRId64 "\n}\n",
-                     m->s.bos, m->s.eos);
+    int n =
+        snprintf(text, sizeof text,
+                 "{\n  \"bos_token_id\": %" PRId64 ",\n  \"eos_token_id\": %" PRId64 "\n}\n",
+                 m->s.bos, m->s.eos);
     if (m->s.bos < 0 || m->s.eos < 0 || save_holds(s, "generation_config.json")) return NXT_OK;
     return save_text(s, "generation_config.json", text, n);
 }
@@ -6145,7 +6797,7 @@ nxt_status nxt_model_save(const nxt_model *m, const char *dir, const nxt_save_co
     return status;
 }
 
-/* -- New models -------------------------------------------------------------------------------- */
+/* -- New models ------------------------------------------------------------------------ */
 
 /* Hugging Face's initialisation, element by element: N(0, initializer_range) for matrices,
  * ones for norms, zeros for biases. A function of seed, parameter and place, so the values
@@ -6166,7 +6818,8 @@ static nxt_status fetch_init(void *user, const tensor_plan *t, i64 at, i64 n, fl
     return NXT_OK;
 }
 
-static nxt_status init_files(save *s, nxt_model *m, const char *tokenizer, dtype type, u64 seed) {
+static nxt_status init_files(save *s, nxt_model *m, const char *tokenizer, dtype type,
+                             u64 seed) {
     init_source source = {m, seed};
     tensor_plan *plans;
     struct stat st;
@@ -6178,9 +6831,13 @@ static nxt_status init_files(save *s, nxt_model *m, const char *tokenizer, dtype
     TRY(mem_get(m->cx, &plans, m->param_count, sizeof *plans));
     for (i64 i = 0; i < m->param_count; i++)
         plans[i] = plan_tensor(m->params[i].name, type, &m->params[i].w, &m->params[i]);
-    nxt_status status = safetensors_write(s, "model.safetensors", &(tensor_set){
-        .plans = plans, .count = m->param_count, .shard_bytes = nxt_save_config_default().shard_bytes,
-        .fetch = fetch_init, .user = &source});
+    nxt_status status =
+        safetensors_write(s, "model.safetensors",
+                          &(tensor_set){.plans = plans,
+                                        .count = m->param_count,
+                                        .shard_bytes = nxt_save_config_default().shard_bytes,
+                                        .fetch = fetch_init,
+                                        .user = &source});
     mem_drop(m->cx, plans);
     return status;
 }
@@ -6206,7 +6863,7 @@ done:
     return status;
 }
 
-/* -- What a model is ----------------------------------------------------------------------------- */
+/* -- What a model is ------------------------------------------------------------------- */
 void nxt_model_describe(const nxt_model *m, nxt_model_info *info) {
     static const char *const acts[] = {[NXT_GELU] = "gelu", [NXT_GELU_TANH] = "gelu_new",
                                        [NXT_GELU_FAST] = "gelu_fast", [NXT_RELU] = "relu",
@@ -6226,16 +6883,19 @@ i64 nxt_param_count(const nxt_model *m) { return m->param_count; }
 
 void nxt_param_describe(const nxt_model *m, i64 i, nxt_param_info *info) {
     const param *p = &m->params[i];
-    *info = (nxt_param_info){.name = p->name, .rows = p->w.rows, .cols = p->w.cols,
-                             .dtype = dtype_name[p->stored.type], .trainable = p->grad.p != NULL};
+    *info = (nxt_param_info){.name = p->name,
+                             .rows = p->w.rows,
+                             .cols = p->w.cols,
+                             .dtype = dtype_name[p->stored.type],
+                             .trainable = p->grad.p != NULL};
 }
 
 static nxt_status check_range(const nxt_model *m, i64 i, i64 at, i64 n) {
     if (i >= 0 && i < m->param_count && at >= 0 && n >= 0
         && at + n <= m->params[i].w.rows * m->params[i].w.cols)
         return NXT_OK;
-    return fail(m->cx, NXT_ARGUMENT, "parameter %" PRId64 ": no elements %" PRId64 " .. %" PRId64,
-                i, at, at + n);
+    return fail(m->cx, NXT_ARGUMENT,
+                "parameter %" PRId64 ": no elements %" PRId64 " .. %" PRId64, i, at, at + n);
 }
 
 nxt_status nxt_param_read(const nxt_model *m, i64 i, i64 at, i64 n, float *out) {
@@ -6322,7 +6982,7 @@ static double learning_rate(const nxt_trainer *t, i64 k) {
     return t->c.learning_rate * schedule_factor(&t->c, k, warmup_steps(t), t->total_steps);
 }
 
-/* -- Which examples ------------------------------------------------------------------------- */
+/* -- Which examples -------------------------------------------------------------------- */
 
 /* An epoch has ceil(examples / batch) micro-batches and ceil(of those / accumulation)
  * steps; the last one may be short (the rule of Hugging Face's Trainer from 4.46 on). */
@@ -6337,7 +6997,7 @@ static i64 example_at(const nxt_trainer *t, i64 epoch, i64 at) {
     return (i64)permute((u64)at, n, draw(t->c.seed, FOR_SHUFFLE, (u64)epoch, 0));
 }
 
-/* -- Creating --------------------------------------------------------------------------------- */
+/* -- Creating -------------------------------------------------------------------------- */
 void nxt_trainer_destroy(nxt_trainer *t) {
     if (!t) return;
     nxt_context *cx = t->cx;
@@ -6383,7 +7043,8 @@ static nxt_status trainer_prepare(nxt_trainer *t) {
     nxt_context *cx = t->cx;
     const i64 rows = batch_rows(t->data, t->c.batch_size), elements = t->m->elements;
     if (!t->data->info.trained_tokens)
-        return fail(cx, NXT_ARGUMENT, "no token of the data is trained: is the completion empty?");
+        return fail(cx, NXT_ARGUMENT,
+                    "no token of the data is trained: is the completion empty?");
     TRY(check_dataset(t->m, t->data));
     TRY(model_make_trainable(t->m));
     t->moments = cx->ops->alloc(cx->device, (size_t)elements * 2 * sizeof(float));
@@ -6417,7 +7078,7 @@ int nxt_trainer_done(const nxt_trainer *t) { return t->step >= t->total_steps; }
 i64 nxt_trainer_total_steps(const nxt_trainer *t) { return t->total_steps; }
 i64 nxt_trainer_steps_per_epoch(const nxt_trainer *t) { return t->steps_per_epoch; }
 
-/* -- One step ---------------------------------------------------------------------------------- */
+/* -- One step -------------------------------------------------------------------------- */
 typedef struct step_sums {
     double loss, trained, tokens, squares; /* all_reduce sees the first three */
 } step_sums;
@@ -6459,7 +7120,8 @@ static void reduce_over_workers(nxt_trainer *t, step_sums *sums) {
     if (!t->c.all_reduce) return;
     t->c.all_reduce(t->c.user, counts, 3, NULL, 0);
     for (i64 at = 0; at < t->m->elements; at += PIECE)
-        t->c.all_reduce(t->c.user, NULL, 0, t->m->grads + at, min64(PIECE, t->m->elements - at));
+        t->c.all_reduce(t->c.user, NULL, 0, t->m->grads + at,
+                        min64(PIECE, t->m->elements - at));
     sums->loss = counts[0], sums->trained = counts[1], sums->tokens = counts[2];
 }
 
@@ -6529,7 +7191,7 @@ nxt_status nxt_trainer_step(nxt_trainer *t, nxt_step_info *info) {
     return NXT_OK;
 }
 
-/* -- One pass for hosts; evaluation -------------------------------------------------------------- */
+/* -- One pass for hosts; evaluation ---------------------------------------------------- */
 typedef struct pass_result {
     double loss;
     i64 trained;
@@ -6635,9 +7297,10 @@ nxt_status nxt_perplexities(nxt_model *m, const nxt_dataset *d, i64 batch_size, 
     batch b = {0};
     (void)batch_size; /* texts are scored one by one: long ones need the memory anyway */
     if (d->info.longest + (bos >= 0) > m->s.T)
-        return fail(m->cx, NXT_ARGUMENT, "a text of %" PRId64 " tokens%s does not fit the model's "
-                    "%" PRId64 " positions", d->info.longest, bos >= 0 ? " and a start token" : "",
-                    m->s.T);
+        return fail(m->cx, NXT_ARGUMENT,
+                    "a text of %" PRId64 " tokens%s does not fit the model's "
+                    "%" PRId64 " positions",
+                    d->info.longest, bos >= 0 ? " and a start token" : "", m->s.T);
     TRY(check_dataset(m, d));
     TRY(pass_memory_get(m, d->info.longest + 1, false, &pm));
     nxt_status status = batch_get(m->cx, &b, pm.rows);
@@ -6736,16 +7399,17 @@ static nxt_status check_feeds(const nxt_session *s, const nxt_feed *feeds, int c
     for (int f = 0; f < count; f++) {
         const nxt_feed *x = &feeds[f];
         if (x->sequence < 0 || x->sequence >= s->sequences || x->n < 1)
-            return fail(s->cx, NXT_ARGUMENT, "feed %d: sequence %d of %d, %" PRId64 " tokens", f,
-                        x->sequence, s->sequences, x->n);
+            return fail(s->cx, NXT_ARGUMENT, "feed %d: sequence %d of %d, %" PRId64 " tokens",
+                        f, x->sequence, s->sequences, x->n);
         if (s->length[x->sequence] + x->n > s->capacity)
             return fail(s->cx, NXT_ARGUMENT, "sequence %d would have %" PRId64 " tokens; the "
                         "session holds %" PRId64, x->sequence, s->length[x->sequence] + x->n,
                         s->capacity);
         for (i64 i = 0; i < x->n; i++)
             if (x->ids[i] < 0 || x->ids[i] >= s->m->s.V)
-                return fail(s->cx, NXT_ARGUMENT, "token %d is beyond the vocabulary of %" PRId64,
-                            x->ids[i], s->m->s.V);
+                return fail(s->cx, NXT_ARGUMENT,
+                            "token %d is beyond the vocabulary of %" PRId64, x->ids[i],
+                            s->m->s.V);
     }
     return NXT_OK;
 }
@@ -6901,7 +7565,7 @@ nxt_status nxt_sample(nxt_context *cx, float *z, i64 V, const nxt_sample_config 
     return status;
 }
 
-/* -- Text out, and its score ------------------------------------------------------------------------ */
+/* -- Text out, and its score ----------------------------------------------------------- */
 size_t nxt_utf8_whole(const char *text, size_t n) {
     size_t back = 0; /* the last character may lack continuation bytes: at most three */
     while (back < 3 && back < n && ((u8)text[n - 1 - back] & 0xc0) == 0x80) back++;
@@ -6958,7 +7622,7 @@ nxt_status nxt_score_exact_match(nxt_context *cx, const char *prediction, const 
  * complete. A run drives a trainer: it logs, evaluates and saves when that is due.
  */
 
-/* -- The optimizer's state -------------------------------------------------------------------- */
+/* -- The optimizer's state ------------------------------------------------------------- */
 static const char *const state_prefix[] = {"master.", "exp_avg.", "exp_avg_sq."};
 
 static float *state_part(const param *p, int part) {
@@ -7015,8 +7679,8 @@ static nxt_status load_optimizer(nxt_trainer *t, const char *path, int parts) {
             const tensor *x = name ? weights_find(&w, name) : NULL;
             if (!name) status = NXT_MEMORY;
             else if (!x || x->type != F32 || x->count != p->w.rows * p->w.cols)
-                status = fail(t->cx, NXT_SHAPE, "%s: \"%s\" is missing or has another size", path,
-                              name);
+                status = fail(t->cx, NXT_SHAPE, "%s: \"%s\" is missing or has another size",
+                              path, name);
             else
                 t->cx->ops->upload(t->cx->device, state_part(p, part), x->p,
                                    (size_t)x->count * sizeof(float));
@@ -7047,7 +7711,7 @@ static u64 trainer_fingerprint(const nxt_trainer *t) {
     return h;
 }
 
-/* -- trainer_state.json: Hugging Face's keys, and ours in an object of their own ---------------- */
+/* -- trainer_state.json: Hugging Face's keys, and ours in an object of their own ------- */
 typedef struct run_state { /* of a run; zeros for a bare trainer */
     double loss_sum, tokens, seconds, trained; /* since the last row of metrics */
     double total_loss, total_trained, total_seconds;
@@ -7061,27 +7725,35 @@ typedef struct run_state { /* of a run; zeros for a bare trainer */
 static void write_trainer_state(buffer *b, const nxt_trainer *t, const run_state *r) {
     char best[64] = "null";
     if (r->best_step) snprintf(best, sizeof best, "%.17g", r->best);
-    buffer_print(b, "{\n  \"best_global_step\": %" PRId64 ",\n  \"best_metric\": %s,\n", r->best_step,
-                 best);
+    buffer_print(b, "{\n  \"best_global_step\": %" PRId64 ",\n  \"best_metric\": %s,\n",
+                 r->best_step, best);
     if (r->best_step)
-        buffer_print(b, "  \"best_model_checkpoint\": \"checkpoint-%" PRId64 "\",\n", r->best_step);
+        buffer_print(b, "  \"best_model_checkpoint\": \"checkpoint-%" PRId64 "\",\n",
+                     r->best_step);
     else buffer_text(b, "  \"best_model_checkpoint\": null,\n");
-    buffer_print(b, "  \"epoch\": %.17g,\n  \"eval_steps\": %" PRId64 ",\n  \"global_step\": %" PRId64
+    buffer_print(b,
+                 "  \"epoch\": %.17g,\n  \"eval_steps\": %" PRId64
+                 ",\n  \"global_step\": %" PRId64
                  ",\n  \"is_hyper_param_search\": false,\n  \"is_local_process_zero\": true,\n"
                  "  \"is_world_process_zero\": true,\n  \"log_history\": [",
                  (double)t->step / (double)t->steps_per_epoch, r->eval_steps, t->step);
     if (r->history.n) buffer_add(b, r->history.p, r->history.n);
-    buffer_print(b, "],\n  \"logging_steps\": %" PRId64 ",\n  \"max_steps\": %" PRId64
-                 ",\n  \"num_input_tokens_seen\": %" PRId64 ",\n  \"num_train_epochs\": %" PRId64
-                 ",\n  \"save_steps\": %" PRId64 ",\n  \"stateful_callbacks\": {},\n"
+    buffer_print(b,
+                 "],\n  \"logging_steps\": %" PRId64 ",\n  \"max_steps\": %" PRId64
+                 ",\n  \"num_input_tokens_seen\": %" PRId64
+                 ",\n  \"num_train_epochs\": %" PRId64 ",\n  \"save_steps\": %" PRId64
+                 ",\n  \"stateful_callbacks\": {},\n"
                  "  \"total_flos\": %" PRId64 ",\n  \"train_batch_size\": %" PRId64
-                 ",\n  \"trial_name\": null,\n  \"trial_params\": null,\n", r->logging_steps,
-                 t->total_steps, t->num_tokens, ceil_div(t->total_steps, t->steps_per_epoch),
-                 r->save_steps, r->floats, t->c.batch_size);
-    buffer_print(b, "  \"neoxtune\": {\"skipped\": %" PRId64 ", \"fingerprint\": \"%016" PRIx64
-                 "\", \"window\": [%.17g, %.17g, %.17g, %.17g], \"total\": [%.17g, %.17g, %.17g]}\n}\n",
-                 t->skipped, trainer_fingerprint(t), r->loss_sum, r->tokens, r->seconds, r->trained,
-                 r->total_loss, r->total_trained, r->total_seconds);
+                 ",\n  \"trial_name\": null,\n  \"trial_params\": null,\n",
+                 r->logging_steps, t->total_steps, t->num_tokens,
+                 ceil_div(t->total_steps, t->steps_per_epoch), r->save_steps, r->floats,
+                 t->c.batch_size);
+    buffer_print(
+        b,
+        "  \"neoxtune\": {\"skipped\": %" PRId64 ", \"fingerprint\": \"%016" PRIx64
+        "\", \"window\": [%.17g, %.17g, %.17g, %.17g], \"total\": [%.17g, %.17g, %.17g]}\n}\n",
+        t->skipped, trainer_fingerprint(t), r->loss_sum, r->tokens, r->seconds, r->trained,
+        r->total_loss, r->total_trained, r->total_seconds);
 }
 
 static double json_item(const json *array, i64 i) {
@@ -7168,7 +7840,7 @@ nxt_status nxt_trainer_resume(nxt_trainer *t, const char *dir) {
     return status;
 }
 
-/* -- Runs ----------------------------------------------------------------------------------------- */
+/* -- Runs ------------------------------------------------------------------------------ */
 struct nxt_run {
     nxt_context *cx;
     nxt_trainer *t;
@@ -7204,10 +7876,12 @@ static nxt_status log_step(nxt_run *r, nxt_run_info *info) {
     info->logged = 1;
     info->mean_loss = s->trained > 0 ? s->loss_sum / s->trained : 0;
     info->tokens_per_second = s->seconds > 0 ? s->tokens / s->seconds : 0;
-    buffer_print(&b, "{\"step\": %" PRId64 ", \"epoch\": %.9g, \"loss\": %.9g, \"grad_norm\": %.9g, "
-                 "\"learning_rate\": %.9g, \"tokens_per_second\": %.1f, \"num_tokens\": %" PRId64
-                 "}\n", info->step.step, info->step.epoch, info->mean_loss, info->step.grad_norm,
-                 info->step.learning_rate, info->tokens_per_second, info->step.num_tokens);
+    buffer_print(
+        &b,
+        "{\"step\": %" PRId64 ", \"epoch\": %.9g, \"loss\": %.9g, \"grad_norm\": %.9g, "
+        "\"learning_rate\": %.9g, \"tokens_per_second\": %.1f, \"num_tokens\": %" PRId64 "}\n",
+        info->step.step, info->step.epoch, info->mean_loss, info->step.grad_norm,
+        info->step.learning_rate, info->tokens_per_second, info->step.num_tokens);
     s->loss_sum = s->tokens = s->seconds = s->trained = 0;
     nxt_status status = metrics_row(r, &b);
     buffer_free(&b);
@@ -7232,7 +7906,8 @@ static nxt_status evaluate_run(nxt_run *r, nxt_run_info *info) {
 static bool is_due(const nxt_run *r, nxt_when when, i64 every) {
     const i64 step = r->t->step;
     if (when == NXT_STEPS) return every > 0 && step % every == 0;
-    return when == NXT_EPOCH && (step % r->t->steps_per_epoch == 0 || step == r->t->total_steps);
+    return when == NXT_EPOCH &&
+           (step % r->t->steps_per_epoch == 0 || step == r->t->total_steps);
 }
 
 /* The numbers of the checkpoints in a directory, rising. Names that only begin like one
@@ -7268,7 +7943,8 @@ static nxt_status rotate(nxt_run *r) {
     i64 extra = count - r->c.save_total_limit;
     int dir = status == NXT_OK ? open(r->c.output_dir, O_RDONLY | O_DIRECTORY | O_CLOEXEC) : -1;
     for (i64 i = 0; dir >= 0 && i < count && extra > 0; i++) {
-        if (steps[i] == r->saved_step || (r->c.load_best_model_at_end && steps[i] == r->state.best_step))
+        if (steps[i] == r->saved_step ||
+            (r->c.load_best_model_at_end && steps[i] == r->state.best_step))
             continue;
         snprintf(name, sizeof name, "checkpoint-%" PRId64, steps[i]);
         remove_tree(dir, name);
@@ -7302,7 +7978,8 @@ nxt_status nxt_run_step(nxt_run *r, nxt_run_info *info) {
     s->total_loss += loss, s->total_trained += trained;
     s->tokens += (double)i->tokens, s->seconds += i->seconds, s->total_seconds += i->seconds;
     s->floats += 6 * i->tokens * (r->t->m->elements - r->t->m->s.V * r->t->m->s.C);
-    if (is_due(r, NXT_STEPS, r->c.logging_steps) || nxt_trainer_done(r->t)) TRY(log_step(r, info));
+    if (is_due(r, NXT_STEPS, r->c.logging_steps) || nxt_trainer_done(r->t))
+        TRY(log_step(r, info));
     if (r->c.eval_data && is_due(r, r->c.eval_when, r->c.eval_steps)) {
         TRY(evaluate_run(r, info));
         if (!s->best_step || info->eval.loss < s->best)
@@ -7335,10 +8012,13 @@ nxt_status nxt_run_finish(nxt_run *r) {
     const double seconds = fmax(s->total_seconds, 1e-9);
     const double samples = (double)t->step * (double)t->data->info.examples
                            / (double)t->steps_per_epoch;
-    buffer_print(&b, "{\"train_runtime\": %.3f, \"train_samples_per_second\": %.3f, "
-                 "\"train_steps_per_second\": %.4f, \"train_loss\": %.9g, \"total_flos\": %" PRId64
-                 "}\n", seconds, samples / seconds, (double)t->step / seconds,
-                 s->total_trained > 0 ? s->total_loss / s->total_trained : 0, s->floats);
+    buffer_print(
+        &b,
+        "{\"train_runtime\": %.3f, \"train_samples_per_second\": %.3f, "
+        "\"train_steps_per_second\": %.4f, \"train_loss\": %.9g, \"total_flos\": %" PRId64
+        "}\n",
+        seconds, samples / seconds, (double)t->step / seconds,
+        s->total_trained > 0 ? s->total_loss / s->total_trained : 0, s->floats);
     nxt_status status = metrics_row(r, &b);
     buffer_free(&b);
     return status;
@@ -7386,11 +8066,13 @@ nxt_status nxt_run_create(nxt_run **out, nxt_trainer *t, const nxt_run_config *c
                           const char *resume) {
     nxt_run *r;
     *out = NULL;
-    if (!config->output_dir) return fail(t->cx, NXT_ARGUMENT, "a run needs an output directory");
-    if (config->load_best_model_at_end
-        && (config->eval_when == NXT_NEVER || config->eval_when != config->save_when
-            || (config->eval_when == NXT_STEPS && config->save_steps % max64(1, config->eval_steps))))
-        return fail(t->cx, NXT_ARGUMENT, "to load the best model at the end, saving must happen "
+    if (!config->output_dir)
+        return fail(t->cx, NXT_ARGUMENT, "a run needs an output directory");
+    if (config->load_best_model_at_end &&
+        (config->eval_when == NXT_NEVER || config->eval_when != config->save_when ||
+         (config->eval_when == NXT_STEPS && config->save_steps % max64(1, config->eval_steps))))
+        return fail(t->cx, NXT_ARGUMENT,
+                    "to load the best model at the end, saving must happen "
                     "where evaluation does: give both the same strategy and steps");
     TRY(mem_zero(t->cx, &r, 1, sizeof *r));
     r->cx = r->arena.cx = r->state.history.cx = t->cx;
@@ -7440,7 +8122,8 @@ typedef struct options {
     const char *truncation, *train_on, *schedule, *eval_strategy, *save_strategy, *resume;
     const char *device, *dtype, *optim, *cpu;
     double eval_split, test_split;
-    int64_t max_eval_samples, max_new_tokens, max_length, max_input_tokens, threads, top_k, seed;
+    int64_t max_eval_samples, max_new_tokens, max_length, max_input_tokens, threads, top_k,
+        seed;
     int64_t max_train_samples, eval_batch_size;
     int overwrite, json, add_start_token, decode, lines, count, no_shuffle, no_eos, yes_eos;
     int dry_run, tensors, skip_bad_lines, load_best, bf16;
@@ -7460,26 +8143,39 @@ typedef struct option {
 enum { DATA_COMMANDS = TRAIN | EVAL | INFO | GENERATE, ALL_COMMANDS = 63 };
 
 static const option option_table[] = {
-    {"model", "DIR", 's', AT(model), ALL_COMMANDS & ~INIT, "model directory, hub-cache folder or hub name"},
-    {"tokenizer", "PATH", 's', AT(tokenizer), ALL_COMMANDS, "tokenizer.json or a folder; default: the model's"},
-    {"data", "FILE", 'l', AT(data), TRAIN | EVAL | INFO, ".txt, .jsonl or .json; may be repeated"},
+    {"model", "DIR", 's', AT(model), ALL_COMMANDS & ~INIT,
+     "model directory, hub-cache folder or hub name"},
+    {"tokenizer", "PATH", 's', AT(tokenizer), ALL_COMMANDS,
+     "tokenizer.json or a folder; default: the model's"},
+    {"data", "FILE", 'l', AT(data), TRAIN | EVAL | INFO,
+     ".txt, .jsonl or .json; may be repeated"},
     {"output-dir", "DIR", 's', AT(output_dir), TRAIN | INIT, "where results go"},
     {"overwrite-output-dir", NULL, 'b', AT(overwrite), TRAIN, "replace an earlier run there"},
     {"dry-run", NULL, 'b', AT(dry_run), TRAIN, "report data and memory, train nothing"},
     {"config", "FILE", 's', AT(config), INIT, "config.json of the architecture"},
-    {"block-size", "N", 'i', AT(d.block_size), DATA_COMMANDS, "join texts and cut them into blocks of N tokens"},
-    {"max-length", "N", 'i', AT(max_length), DATA_COMMANDS, "longest example (generate: prompt and answer) in tokens"},
+    {"block-size", "N", 'i', AT(d.block_size), DATA_COMMANDS,
+     "join texts and cut them into blocks of N tokens"},
+    {"max-length", "N", 'i', AT(max_length), DATA_COMMANDS,
+     "longest example (generate: prompt and answer) in tokens"},
     {"truncation", "HOW", 's', AT(truncation), DATA_COMMANDS, "right, left, prompt or error"},
     {"text-column", "C", 's', AT(d.text_column), DATA_COMMANDS, "the column to train on"},
-    {"prompt-column", "C", 's', AT(d.prompt_column), DATA_COMMANDS, "the column to condition on"},
-    {"completion-column", "C", 's', AT(d.completion_column), DATA_COMMANDS, "the column to learn"},
-    {"template", "T", 's', AT(d.template_text), DATA_COMMANDS, "text with {column} places; \\n, or @file"},
-    {"train-on", "WHAT", 's', AT(train_on), DATA_COMMANDS, "completion (default where there is one) or all"},
-    {"append-eos", NULL, 'b', AT(yes_eos), TRAIN | EVAL | INFO, "end texts with eos inside blocks too"},
-    {"no-append-eos", NULL, 'b', AT(no_eos), TRAIN | EVAL | INFO, "do not end examples with eos"},
-    {"skip-bad-lines", NULL, 'b', AT(skip_bad_lines), DATA_COMMANDS, "count broken rows instead of stopping"},
+    {"prompt-column", "C", 's', AT(d.prompt_column), DATA_COMMANDS,
+     "the column to condition on"},
+    {"completion-column", "C", 's', AT(d.completion_column), DATA_COMMANDS,
+     "the column to learn"},
+    {"template", "T", 's', AT(d.template_text), DATA_COMMANDS,
+     "text with {column} places; \\n, or @file"},
+    {"train-on", "WHAT", 's', AT(train_on), DATA_COMMANDS,
+     "completion (default where there is one) or all"},
+    {"append-eos", NULL, 'b', AT(yes_eos), TRAIN | EVAL | INFO,
+     "end texts with eos inside blocks too"},
+    {"no-append-eos", NULL, 'b', AT(no_eos), TRAIN | EVAL | INFO,
+     "do not end examples with eos"},
+    {"skip-bad-lines", NULL, 'b', AT(skip_bad_lines), DATA_COMMANDS,
+     "count broken rows instead of stopping"},
     {"max-train-samples", "N", 'i', AT(max_train_samples), TRAIN | INFO, "first N rows only"},
-    {"max-eval-samples", "N", 'i', AT(max_eval_samples), TRAIN | EVAL, "first N rows only"},
+    {"max-eval-samples", "N", 'i', AT(max_eval_samples), TRAIN | EVAL | GENERATE,
+     "first N rows only"},
     {"eval-data", "FILE", 's', AT(eval_data), TRAIN, "held-out data"},
     {"eval-split", "F", 'd', AT(eval_split), TRAIN, "hold out this share for evaluation"},
     {"test-split", "F", 'd', AT(test_split), TRAIN, "hold out this share for later"},
@@ -7488,44 +8184,60 @@ static const option option_table[] = {
     {"learning-rate", "X", 'd', AT(t.learning_rate), TRAIN, "peak rate (5e-5)"},
     {"num-train-epochs", "X", 'd', AT(t.num_train_epochs), TRAIN, "passes over the data (3)"},
     {"max-steps", "N", 'i', AT(t.max_steps), TRAIN, "optimizer steps; wins over epochs"},
-    {"per-device-train-batch-size", "N", 'i', AT(t.batch_size), TRAIN | INFO, "examples per micro-batch (8)"},
-    {"per-device-eval-batch-size", "N", 'i', AT(eval_batch_size), TRAIN | EVAL, "examples per evaluation batch (8)"},
-    {"gradient-accumulation-steps", "N", 'i', AT(t.gradient_accumulation_steps), TRAIN | INFO, "micro-batches per step (1)"},
-    {"lr-scheduler-type", "S", 's', AT(schedule), TRAIN, "linear, cosine, constant or constant_with_warmup"},
+    {"per-device-train-batch-size", "N", 'i', AT(t.batch_size), TRAIN | INFO,
+     "examples per micro-batch (8)"},
+    {"per-device-eval-batch-size", "N", 'i', AT(eval_batch_size), TRAIN | EVAL,
+     "examples per evaluation batch (8)"},
+    {"gradient-accumulation-steps", "N", 'i', AT(t.gradient_accumulation_steps), TRAIN | INFO,
+     "micro-batches per step (1)"},
+    {"lr-scheduler-type", "S", 's', AT(schedule), TRAIN,
+     "linear, cosine, constant or constant_with_warmup"},
     {"warmup-steps", "N", 'i', AT(t.warmup_steps), TRAIN, "steps of rising rate"},
     {"warmup-ratio", "X", 'd', AT(t.warmup_ratio), TRAIN, "the same as a share of all steps"},
-    {"weight-decay", "X", 'd', AT(t.weight_decay), TRAIN, "of matrices, not of biases and norms (0)"},
-    {"max-grad-norm", "X", 'd', AT(t.max_grad_norm), TRAIN, "clip the gradient's norm (1); 0: never"},
+    {"weight-decay", "X", 'd', AT(t.weight_decay), TRAIN,
+     "of matrices, not of biases and norms (0)"},
+    {"max-grad-norm", "X", 'd', AT(t.max_grad_norm), TRAIN,
+     "clip the gradient's norm (1); 0: never"},
     {"optim", "O", 's', AT(optim), TRAIN, "adamw"},
     {"adam-beta1", "X", 'd', AT(t.adam_beta1), TRAIN, "(0.9)"},
     {"adam-beta2", "X", 'd', AT(t.adam_beta2), TRAIN, "(0.999)"},
     {"adam-epsilon", "X", 'd', AT(t.adam_epsilon), TRAIN, "(1e-8)"},
-    {"max-skipped-steps", "N", 'i', AT(t.max_skipped_steps), TRAIN, "skip so many steps that are not finite (0)"},
-    {"logging-steps", "N", 'i', AT(r.logging_steps), TRAIN, "a row of metrics.jsonl every N steps (1)"},
-    {"eval-strategy", "W", 's', AT(eval_strategy), TRAIN, "no, steps or epoch (epoch when there is held-out data)"},
+    {"max-skipped-steps", "N", 'i', AT(t.max_skipped_steps), TRAIN,
+     "skip so many steps that are not finite (0)"},
+    {"logging-steps", "N", 'i', AT(r.logging_steps), TRAIN,
+     "a row of metrics.jsonl every N steps (1)"},
+    {"eval-strategy", "W", 's', AT(eval_strategy), TRAIN,
+     "no, steps or epoch (epoch when there is held-out data)"},
     {"eval-steps", "N", 'i', AT(r.eval_steps), TRAIN, "evaluate every N steps (500)"},
     {"save-strategy", "W", 's', AT(save_strategy), TRAIN, "no, steps or epoch (steps)"},
     {"save-steps", "N", 'i', AT(r.save_steps), TRAIN, "save every N steps (500)"},
     {"save-total-limit", "N", 'i', AT(r.save_total_limit), TRAIN, "keep at most N checkpoints"},
-    {"load-best-model-at-end", NULL, 'b', AT(load_best), TRAIN, "finish with the checkpoint of lowest eval_loss"},
+    {"load-best-model-at-end", NULL, 'b', AT(load_best), TRAIN,
+     "finish with the checkpoint of lowest eval_loss"},
     {"resume-from-checkpoint", "DIR", 's', AT(resume), TRAIN, "a checkpoint, or last"},
     {"prompt", "TEXT", 's', AT(prompt), GENERATE, "what to continue"},
     {"prompts", "FILE", 's', AT(prompts), GENERATE, "a prompt per line, or rows"},
-    {"max-new-tokens", "N", 'i', AT(max_new_tokens), GENERATE | EVAL, "tokens to generate at most (64)"},
-    {"max-input-tokens", "N", 'i', AT(max_input_tokens), GENERATE, "keep so many of the prompt's last tokens"},
+    {"max-new-tokens", "N", 'i', AT(max_new_tokens), GENERATE | EVAL,
+     "tokens to generate at most (64)"},
+    {"max-input-tokens", "N", 'i', AT(max_input_tokens), GENERATE,
+     "keep so many of the prompt's last tokens"},
     {"temperature", "X", 'd', AT(s.temperature), GENERATE, "randomness; 0: greedy"},
     {"top-k", "N", 'i', AT(top_k), GENERATE, "draw from the N likeliest tokens"},
     {"top-p", "X", 'd', AT(s.top_p), GENERATE, "draw from the likeliest tokens of mass X"},
-    {"repetition-penalty", "X", 'd', AT(s.repetition_penalty), GENERATE, "above 1: repeat less"},
+    {"repetition-penalty", "X", 'd', AT(s.repetition_penalty), GENERATE,
+     "above 1: repeat less"},
     {"stop", "TEXT", 'l', AT(stop), GENERATE, "stop before this text; may be repeated"},
-    {"add-start-token", NULL, 'b', AT(add_start_token), EVAL, "(always on for perplexities; accepted)"},
+    {"add-start-token", NULL, 'b', AT(add_start_token), EVAL,
+     "(always on for perplexities; accepted)"},
     {"decode", NULL, 'b', AT(decode), TOKENIZE, "ids in, text out"},
     {"lines", NULL, 'b', AT(lines), TOKENIZE, "every line a text of its own"},
     {"count", NULL, 'b', AT(count), TOKENIZE, "print the number of tokens only"},
     {"tensors", NULL, 'b', AT(tensors), INFO, "list every tensor"},
-    {"dtype", "T", 's', AT(dtype), TRAIN | INIT, "f32, f16 or bf16 for what is saved; default: as the base"},
+    {"dtype", "T", 's', AT(dtype), TRAIN | INIT,
+     "f32, f16 or bf16 for what is saved; default: as the base"},
     {"device", "D", 's', AT(device), ALL_COMMANDS, "cpu"},
-    {"cpu", "K", 's', AT(cpu), ALL_COMMANDS, "kernels: reference, baseline, avx2 or avx512 (the best)"},
+    {"cpu", "K", 's', AT(cpu), ALL_COMMANDS,
+     "kernels: reference, baseline, avx2 or avx512 (the best)"},
     {"threads", "N", 'i', AT(threads), ALL_COMMANDS, "processors to use (all)"},
     {"json", NULL, 'b', AT(json), EVAL | GENERATE | INFO, "one JSON object on standard output"},
 };
@@ -7547,8 +8259,9 @@ static const struct { const char *name; command bit; const char *help; } command
     {"init", INIT, "a model directory with random weights"},
 };
 
-/* -- Small things ---------------------------------------------------------------------------------- */
-static volatile sig_atomic_t interrupted; /* the program's one global: signals have no argument */
+/* -- Small things ---------------------------------------------------------------------- */
+static volatile sig_atomic_t
+    interrupted; /* the program's one global: signals have no argument */
 static nxt_context *volatile signal_context;
 
 PRINTF_LIKE(1, 2)
@@ -7586,7 +8299,7 @@ static void print_json_text(const char *text, size_t n) {
     putchar('"');
 }
 
-/* -- Options ------------------------------------------------------------------------------------------ */
+/* -- Options --------------------------------------------------------------------------- */
 static bool same_name(const char *a, const char *b) { /* - and _ are one character */
     for (; *a || *b; a++, b++)
         if ((*a == '_' ? '-' : *a) != (*b == '_' ? '-' : *b)) return false;
@@ -7742,21 +8455,26 @@ static int choose(const char *option_name, const char *value, const char *const 
 static int settle_options(options *o) {
     static const char *const truncations[] = {"auto", "right", "left", "prompt", "error"};
     static const char *const trained[] = {"completion", "all"};
-    static const char *const schedules[] = {"linear", "cosine", "constant", "constant-with-warmup"};
+    static const char *const schedules[] = {"linear", "cosine", "constant",
+                                            "constant-with-warmup"};
     static const char *const whens[] = {"no", "steps", "epoch"};
-    static const char *const optims[] = {"adamw", "adamw-torch", "adamw-torch-fused", "adamw-hf"};
+    static const char *const optims[] = {"adamw", "adamw-torch", "adamw-torch-fused",
+                                         "adamw-hf"};
     static const char *const devices[] = {"cpu"};
     int i = 0;
     if (o->truncation && (i = choose("truncation", o->truncation, truncations, 5)) >= 0)
         o->d.truncation = (nxt_truncation)i;
     if (i >= 0 && o->train_on && (i = choose("train-on", o->train_on, trained, 2)) >= 0)
         o->d.train_on_all = i;
-    if (i >= 0 && o->schedule && (i = choose("lr-scheduler-type", o->schedule, schedules, 4)) >= 0)
+    if (i >= 0 && o->schedule &&
+        (i = choose("lr-scheduler-type", o->schedule, schedules, 4)) >= 0)
         o->t.schedule = (nxt_schedule)i;
     o->r.eval_when = o->eval_data || o->eval_split > 0 ? NXT_EPOCH : NXT_NEVER;
-    if (i >= 0 && o->eval_strategy && (i = choose("eval-strategy", o->eval_strategy, whens, 3)) >= 0)
+    if (i >= 0 && o->eval_strategy &&
+        (i = choose("eval-strategy", o->eval_strategy, whens, 3)) >= 0)
         o->r.eval_when = (nxt_when)i;
-    if (i >= 0 && o->save_strategy && (i = choose("save-strategy", o->save_strategy, whens, 3)) >= 0)
+    if (i >= 0 && o->save_strategy &&
+        (i = choose("save-strategy", o->save_strategy, whens, 3)) >= 0)
         o->r.save_when = (nxt_when)i;
     if (i >= 0 && o->optim) i = choose("optim", o->optim, optims, 4);
     if (i >= 0 && o->device) i = choose("device", o->device, devices, 1);
@@ -7775,7 +8493,8 @@ static int settle_options(options *o) {
 
 static void print_help(int commands) {
     if (!commands) {
-        puts("neoxtune: fine-tune GPT-NeoX (Pythia) models, without Python\n\nusage: neoxtune COMMAND "
+        puts("neoxtune: fine-tune GPT-NeoX (Pythia) models, without Python\n\nusage: neoxtune "
+             "COMMAND "
              "[OPTIONS]       neoxtune COMMAND --help\n");
         for (int64_t i = 0; i < COUNT(command_table); i++)
             printf("  %-10s %s\n", command_table[i].name, command_table[i].help);
@@ -7796,7 +8515,7 @@ static void print_help(int commands) {
     printf("  %-36s %s\n", "--config-file F.json", "the same options from a file");
 }
 
-/* -- Where a model is ------------------------------------------------------------------------------------ */
+/* -- Where a model is ------------------------------------------------------------------ */
 static bool file_exists(const char *dir, const char *name) {
     char path[4096];
     struct stat st;
@@ -7807,23 +8526,23 @@ static bool file_exists(const char *dir, const char *name) {
 /* A hub-cache folder keeps versions below snapshots/; refs/main names the one in use. */
 static bool find_snapshot(const char *folder, char *out, size_t n) {
     char path[4096], version[256] = "";
-    snprintf(path, sizeof path, "%s/refs/main", folder);
+    snprintf(path, sizeof path, "%.4000s/refs/main", folder);
     FILE *f = fopen(path, "r");
     if (f) {
         if (!fgets(version, sizeof version, f)) version[0] = 0;
         version[strcspn(version, "\r\n")] = 0;
         fclose(f);
     }
-    snprintf(path, sizeof path, "%s/snapshots", folder);
+    snprintf(path, sizeof path, "%.4000s/snapshots", folder);
     if (version[0] && file_exists(path, version)) {
-        snprintf(out, n, "%.2000s/%s", path, version);
+        snprintf(out, n, "%.2000s/%.200s", path, version);
         return true;
     }
     DIR *d = opendir(path);
     bool found = false;
     for (const struct dirent *e; d && !found && (e = readdir(d));)
         if (e->d_name[0] != '.') {
-            snprintf(out, n, "%.2000s/%s", path, e->d_name);
+            snprintf(out, n, "%.2000s/%.255s", path, e->d_name);
             found = file_exists(out, "config.json");
         }
     if (d) closedir(d);
@@ -7842,7 +8561,7 @@ static bool find_in_cache(const char *name, char *out, size_t n) {
     safe[k] = 0;
     if (cache) snprintf(folder, sizeof folder, "%.2000s/models--%s", cache, safe);
     else if (hf) snprintf(folder, sizeof folder, "%.2000s/hub/models--%s", hf, safe);
-    else snprintf(folder, sizeof folder, "%.2000s/.cache/huggingface/hub/models--%s",
+    else snprintf(folder, sizeof folder, "%.2000s/.cache/huggingface/hub/models--%.500s",
                   home ? home : "", safe);
     return find_snapshot(folder, out, n);
 }
@@ -7852,7 +8571,8 @@ static int find_model(const char *name, char *out, size_t n) {
     snprintf(out, n, "%s", name);
     if (file_exists(name, "config.json") || find_snapshot(name, out, n)) return 0;
     const char *slash = strchr(name, '/');
-    const bool hub = slash && slash != name && slash[1] && !strchr(slash + 1, '/') && name[0] != '.';
+    const bool hub =
+        slash && slash != name && slash[1] && !strchr(slash + 1, '/') && name[0] != '.';
     if (hub && find_in_cache(name, out, n)) return 0;
     struct stat st;
     if (stat(name, &st) == 0) {
@@ -7868,7 +8588,7 @@ static int find_model(const char *name, char *out, size_t n) {
     return 1;
 }
 
-/* -- What every command begins with ------------------------------------------------------------------- */
+/* -- What every command begins with ---------------------------------------------------- */
 typedef struct app {
     options o;
     nxt_context *cx;
@@ -7903,7 +8623,8 @@ static int read_record(app *a, int commands) {
     if (!r.command || !file_exists(a->dir, "run.json")) return 0;
     options given = a->o;
     a->o = default_options();
-    if (nxt_options_read(a->cx, path, take_config, &r) != NXT_OK) return report(a->cx, NXT_FORMAT);
+    if (nxt_options_read(a->cx, path, take_config, &r) != NXT_OK)
+        return report(a->cx, NXT_FORMAT);
     nxt_data_config recorded = a->o.d; /* the data options alone are taken over */
     const char *truncation = a->o.truncation, *train_on = a->o.train_on;
     int64_t max_length = a->o.max_length;
@@ -7963,7 +8684,7 @@ static int open_model(app *a, int commands) {
     return 0;
 }
 
-/* -- train ------------------------------------------------------------------------------------------------ */
+/* -- train ----------------------------------------------------------------------------- */
 static void on_interrupt(int number) { /* the step in progress ends first; a second one kills */
     interrupted = 1;
     if (signal_context) nxt_cancel(signal_context);
@@ -8000,20 +8721,25 @@ static void print_data_report(const char *label, const nxt_dataset *data) {
     nxt_dataset_describe(data, &i);
     const double examples = i.examples ? (double)i.examples : 1;
     const double possible = i.tokens > i.examples ? (double)(i.tokens - i.examples) : 1;
-    fprintf(stderr, "%s: %" PRId64 " examples, %" PRId64 " tokens (longest %" PRId64 "), %.1f%% trained, "
-            "%.1f%% end in eos, %" PRId64 " truncated; from %s\n", label, i.examples, i.tokens,
-            i.longest, 100 * (double)i.trained_tokens / possible,
+    fprintf(stderr,
+            "%s: %" PRId64 " examples, %" PRId64 " tokens (longest %" PRId64
+            "), %.1f%% trained, "
+            "%.1f%% end in eos, %" PRId64 " truncated; from %s\n",
+            label, i.examples, i.tokens, i.longest, 100 * (double)i.trained_tokens / possible,
             100 * (double)i.ends_in_eos / examples, i.truncated, i.columns);
     if (i.untrained)
-        fprintf(stderr, "warning: %s: %" PRId64 " examples have no token to train on\n", label, i.untrained);
+        fprintf(stderr, "warning: %s: %" PRId64 " examples have no token to train on\n", label,
+                i.untrained);
     if (i.completions_cut)
-        fprintf(stderr, "warning: %s: %" PRId64 " completions were longer than the limit and cut\n",
+        fprintf(stderr,
+                "warning: %s: %" PRId64 " completions were longer than the limit and cut\n",
                 label, i.completions_cut);
     if (i.bad_lines)
-        fprintf(stderr, "warning: %s: %" PRId64 " bad lines were skipped\n", label, i.bad_lines);
+        fprintf(stderr, "warning: %s: %" PRId64 " bad lines were skipped\n", label,
+                i.bad_lines);
     if (i.dropped_tokens)
-        fprintf(stderr, "%s: the last %" PRId64 " tokens do not fill a block and are dropped\n", label,
-                i.dropped_tokens);
+        fprintf(stderr, "%s: the last %" PRId64 " tokens do not fill a block and are dropped\n",
+                label, i.dropped_tokens);
 }
 
 static int load_datasets(app *a) {
@@ -8024,7 +8750,8 @@ static int load_datasets(app *a) {
     if (nxt_dataset_from_files(&a->data, a->tok, o->data, (int)o->data_count, &c) != NXT_OK)
         return report(a->cx, NXT_FORMAT);
     c.max_samples = o->max_eval_samples;
-    if (o->eval_data && nxt_dataset_from_files(&a->eval, a->tok, &o->eval_data, 1, &c) != NXT_OK)
+    if (o->eval_data &&
+        nxt_dataset_from_files(&a->eval, a->tok, &o->eval_data, 1, &c) != NXT_OK)
         return report(a->cx, NXT_FORMAT);
     if (o->test_split > 0
         && nxt_dataset_split(a->data, o->test_split, a->o.t.seed + 1, &a->test) != NXT_OK)
@@ -8051,13 +8778,15 @@ static int check_memory(app *a) {
     human_bytes((double)plan.gradients, parts[2]);
     human_bytes((double)plan.optimizer, parts[3]);
     human_bytes((double)plan.activations, parts[4]);
-    fprintf(stderr, "memory: %s (weights %s, gradients %s, optimizer %s, activations %s)\n", parts[0],
-            parts[1], parts[2], parts[3], parts[4]);
+    fprintf(stderr, "memory: %s (weights %s, gradients %s, optimizer %s, activations %s)\n",
+            parts[0], parts[1], parts[2], parts[3], parts[4]);
     const double available = available_memory();
     if (available <= 0 || (double)plan.total <= available) return 0;
     human_bytes(available, parts[5]);
-    fprintf(stderr, "neoxtune: this run needs %s of memory and the machine has %s free: use a "
-            "smaller --per-device-train-batch-size, --max-length or --block-size\n", parts[0], parts[5]);
+    fprintf(stderr,
+            "neoxtune: this run needs %s of memory and the machine has %s free: use a "
+            "smaller --per-device-train-batch-size, --max-length or --block-size\n",
+            parts[0], parts[5]);
     return 1;
 }
 
@@ -8089,7 +8818,8 @@ static int write_record(app *a, char **text) {
     fprintf(f, "{\n  \"neoxtune\": \"%s\"", nxt_version());
     for (int64_t i = 0; i < COUNT(option_table); i++) {
         const option *p = &option_table[i];
-        const char *field = (const char *)&a->o + p->field, *was = (const char *)&standard + p->field;
+        const char *field = (const char *)&a->o + p->field,
+                   *was = (const char *)&standard + p->field;
         if (!(p->commands & TRAIN)) continue;
         if (p->kind == 's' && *(const char *const *)field) {
             fprintf(f, ",\n  \"%s\": ", p->name);
@@ -8125,10 +8855,12 @@ static void show_step(const nxt_run_info *i, bool terminal, double started, doub
     if (!i->logged || (!terminal && !last && s->step > 1 && now - *shown < 1)) return;
     *shown = now;
     const double left = spent / (double)s->step * (double)(s->total_steps - s->step);
-    fprintf(stderr, "%sstep %" PRId64 "/%" PRId64 "  epoch %.2f  loss %.4f  lr %.2e  grad %.2f  "
-            "%.0f tokens/s  %d:%02d left%s", terminal ? "\r\033[K" : "", s->step, s->total_steps,
-            s->epoch, i->mean_loss, s->learning_rate, s->grad_norm, i->tokens_per_second,
-            (int)left / 60, (int)left % 60, terminal && !last ? "" : "\n");
+    fprintf(stderr,
+            "%sstep %" PRId64 "/%" PRId64 "  epoch %.2f  loss %.4f  lr %.2e  grad %.2f  "
+            "%.0f tokens/s  %d:%02d left%s",
+            terminal ? "\r\033[K" : "", s->step, s->total_steps, s->epoch, i->mean_loss,
+            s->learning_rate, s->grad_norm, i->tokens_per_second, (int)left / 60,
+            (int)left % 60, terminal && !last ? "" : "\n");
 }
 
 static void show_events(const nxt_run_info *i, bool terminal) {
@@ -8159,8 +8891,10 @@ static int training_loop(app *a) {
     }
     if (!interrupted) return 0;
     nxt_cancel_clear(a->cx);
-    if (!info.saved && nxt_run_checkpoint(a->run, &info) != NXT_OK) return report(a->cx, NXT_IO);
-    fprintf(stderr, "\ninterrupted: %s is saved; --resume-from-checkpoint last goes on from there\n",
+    if (!info.saved && nxt_run_checkpoint(a->run, &info) != NXT_OK)
+        return report(a->cx, NXT_IO);
+    fprintf(stderr,
+            "\ninterrupted: %s is saved; --resume-from-checkpoint last goes on from there\n",
             info.checkpoint);
     return 130;
 }
@@ -8224,11 +8958,14 @@ static int run_train(app *a) {
     if (status) return status;
     if (!out && !a->o.dry_run) return usage_error("--output-dir is missing");
     if (!a->o.dry_run && !a->o.overwrite && !a->o.resume && directory_in_use(out)) {
-        fprintf(stderr, "neoxtune: %s: not empty; --overwrite-output-dir replaces an earlier run, "
-                "--resume-from-checkpoint last continues it\n", out);
+        fprintf(stderr,
+                "neoxtune: %s: not empty; --overwrite-output-dir replaces an earlier run, "
+                "--resume-from-checkpoint last continues it\n",
+                out);
         return 1;
     }
-    if ((status = load_datasets(a)) || (status = check_memory(a)) || a->o.dry_run) return status;
+    if ((status = load_datasets(a)) || (status = check_memory(a)) || a->o.dry_run)
+        return status;
     signal_context = a->cx;
     signal(SIGINT, on_interrupt);
     signal(SIGTERM, on_interrupt);
@@ -8237,7 +8974,7 @@ static int run_train(app *a) {
     return check_saved(a);
 }
 
-/* -- generate ---------------------------------------------------------------------------------------------- */
+/* -- generate -------------------------------------------------------------------------- */
 typedef struct completion { /* one sequence on its way */
     int32_t *ids;           /* prompt and new tokens */
     int64_t n, prompt;
@@ -8252,7 +8989,8 @@ static int take_token(app *a, completion *c, int32_t id, int64_t capacity) {
     size_t more = 0;
     c->ids[c->n++] = id;
     if (!nxt_token_is_special(a->tok, id)) {
-        if (nxt_decode(a->tok, &id, 1, NULL, 0, &more) != NXT_OK) return report(a->cx, NXT_FORMAT);
+        if (nxt_decode(a->tok, &id, 1, NULL, 0, &more) != NXT_OK)
+            return report(a->cx, NXT_FORMAT);
         char *bigger = realloc(c->text, c->bytes + more + 1);
         if (!bigger) return usage_error("out of memory");
         c->text = bigger;
@@ -8285,7 +9023,8 @@ static void stream_text(app *a, completion *c) {
     c->printed = whole;
 }
 
-static int feed_pending(app *a, completion *c, int count, bool prompts, float *logits, int *which) {
+static int feed_pending(app *a, completion *c, int count, bool prompts, float *logits,
+                        int *which) {
     nxt_feed *feeds = malloc((size_t)count * sizeof *feeds);
     int n = 0;
     if (!feeds) return usage_error("out of memory");
@@ -8311,8 +9050,8 @@ static int complete(app *a, completion *c, int count, int64_t capacity, bool str
         for (int k = 0; k < n && !status; k++) {
             completion *x = &c[which[k]];
             int32_t id;
-            if (nxt_sample(a->cx, logits + k * V, V, &a->o.s, (uint64_t)which[k], x->ids, x->n, &id)
-                != NXT_OK)
+            if (nxt_sample(a->cx, logits + k * V, V, &a->o.s, (uint64_t)which[k], x->ids, x->n,
+                           &id) != NXT_OK)
                 status = report(a->cx, NXT_DIVERGED);
             else status = take_token(a, x, id, capacity);
             if (stream && !status) stream_text(a, x);
@@ -8325,7 +9064,8 @@ static int complete(app *a, completion *c, int count, int64_t capacity, bool str
 }
 
 /* A completion that begins with the prompt's ids, shortened at its beginning when too long. */
-static int begin_completion(app *a, completion *c, const int32_t *ids, int64_t n, int64_t capacity) {
+static int begin_completion(app *a, completion *c, const int32_t *ids, int64_t n,
+                            int64_t capacity) {
     int64_t most = capacity - 1;
     if (a->o.max_input_tokens > 0 && a->o.max_input_tokens < most) most = a->o.max_input_tokens;
     const int64_t skip = n > most ? n - most : 0;
@@ -8351,8 +9091,10 @@ static void print_completion_json(app *a, const char *prompt, size_t n, const co
     fputs(", \"completion\": ", stdout);
     print_json_text(c->text ? c->text : "", c->bytes);
     fputs(", \"ids\": [", stdout);
-    for (int64_t i = c->prompt; i < c->n; i++) printf("%s%d", i > c->prompt ? ", " : "", c->ids[i]);
-    printf("], \"tokens_per_second\": %.2f}\n", (double)(c->n - c->prompt) / fmax(seconds, 1e-9));
+    for (int64_t i = c->prompt; i < c->n; i++)
+        printf("%s%d", i > c->prompt ? ", " : "", c->ids[i]);
+    printf("], \"tokens_per_second\": %.2f}\n",
+           (double)(c->n - c->prompt) / fmax(seconds, 1e-9));
     fflush(stdout);
 }
 
@@ -8401,7 +9143,8 @@ static int64_t prompt_length(const uint8_t *trained, int64_t n, bool completions
 }
 
 static int decode_text(app *a, const int32_t *ids, int64_t n, char **text, size_t *bytes) {
-    if (nxt_decode(a->tok, ids, (size_t)n, NULL, 0, bytes) != NXT_OK) return report(a->cx, NXT_FORMAT);
+    if (nxt_decode(a->tok, ids, (size_t)n, NULL, 0, bytes) != NXT_OK)
+        return report(a->cx, NXT_FORMAT);
     *text = malloc(*bytes + 1);
     if (!*text) return usage_error("out of memory");
     (*text)[*bytes] = 0;
@@ -8412,6 +9155,7 @@ static int generate_file(app *a, int64_t capacity) {
     nxt_dataset_info info;
     nxt_data_config c = a->o.d;
     c.append_eos = 0, c.block_size = 0, c.max_length = capacity;
+    c.max_samples = a->o.max_eval_samples;
     if (c.truncation == NXT_TRUNCATE_AUTO) c.truncation = NXT_TRUNCATE_LEFT;
     if (nxt_dataset_from_files(&a->data, a->tok, &a->o.prompts, 1, &c) != NXT_OK)
         return report(a->cx, NXT_FORMAT);
@@ -8453,7 +9197,7 @@ static int run_generate(app *a) {
     return status;
 }
 
-/* -- eval ----------------------------------------------------------------------------------------------------- */
+/* -- eval ------------------------------------------------------------------------------ */
 
 /* Greedy answers to the prompt parts, a few at a time, against the completions. */
 static int exact_match(app *a, double *score) {
@@ -8465,7 +9209,8 @@ static int exact_match(app *a, double *score) {
     nxt_dataset_describe(a->data, &info);
     int status = open_session(a, SIDE_BY_SIDE, &capacity);
     for (int64_t at = 0; at < info.examples && !status; at += SIDE_BY_SIDE) {
-        const int count = info.examples - at < SIDE_BY_SIDE ? (int)(info.examples - at) : SIDE_BY_SIDE;
+        const int count =
+            info.examples - at < SIDE_BY_SIDE ? (int)(info.examples - at) : SIDE_BY_SIDE;
         const int32_t *ids;
         const uint8_t *trained;
         int64_t n;
@@ -8508,7 +9253,8 @@ static int text_perplexities(app *a, eval_numbers *r) {
     nxt_data_config c = a->o.d;
     double nats = 0;
     c.append_eos = 0, c.train_on_all = 1, c.max_samples = a->o.max_eval_samples;
-    if (!c.block_size && c.max_length >= a->info.positions) c.max_length = a->info.positions - 1;
+    if (!c.block_size && c.max_length >= a->info.positions)
+        c.max_length = a->info.positions - 1;
     if (c.block_size >= a->info.positions) c.block_size = a->info.positions - 1;
     if (nxt_dataset_from_files(&a->eval, a->tok, a->o.data, (int)a->o.data_count, &c) != NXT_OK)
         return report(a->cx, NXT_FORMAT);
@@ -8532,18 +9278,22 @@ static int text_perplexities(app *a, eval_numbers *r) {
 
 static void print_eval(app *a, const eval_numbers *r) {
     if (!a->o.json) {
-        printf("loss %.5f   perplexity %.4f   over %" PRId64 " tokens of %" PRId64 " examples\n",
+        printf("loss %.5f   perplexity %.4f   over %" PRId64 " tokens of %" PRId64
+               " examples\n",
                r->e.loss, r->e.perplexity, r->e.tokens, r->e.examples);
         printf("per text, with a start token: mean perplexity %.4f over %" PRId64
                " texts; %.4f bits per byte\n", r->mean, r->texts.examples, r->bits_per_byte);
         if (r->completions) printf("exact match %.1f%%\n", 100 * r->exact_match);
         return;
     }
-    printf("{\"loss\": %.9g, \"perplexity\": %.9g, \"tokens\": %" PRId64 ", \"mean_perplexity\": %.9g, "
-           "\"perplexities\": [", r->e.loss, r->e.perplexity, r->e.tokens, r->mean);
+    printf("{\"loss\": %.9g, \"perplexity\": %.9g, \"tokens\": %" PRId64
+           ", \"mean_perplexity\": %.9g, "
+           "\"perplexities\": [",
+           r->e.loss, r->e.perplexity, r->e.tokens, r->mean);
     for (int64_t i = 0; i < r->texts.examples; i++)
         printf("%s%.9g", i ? ", " : "", r->perplexity[i]);
-    printf("], \"texts\": %" PRId64 ", \"bits_per_byte\": %.9g", r->texts.examples, r->bits_per_byte);
+    printf("], \"texts\": %" PRId64 ", \"bits_per_byte\": %.9g", r->texts.examples,
+           r->bits_per_byte);
     if (r->completions) printf(", \"exact_match\": %.9g", r->exact_match);
     puts("}");
 }
@@ -8569,7 +9319,7 @@ static int run_eval(app *a) {
     return status;
 }
 
-/* -- tokenize, info, init -------------------------------------------------------------------------------------- */
+/* -- tokenize, info, init -------------------------------------------------------------- */
 static int read_all(const char *path, char **out, size_t *n) {
     FILE *f = path && strcmp(path, "-") ? fopen(path, "rb") : stdin;
     size_t capacity = 1 << 16, got;
@@ -8664,7 +9414,8 @@ static int run_tokenize(app *a) {
 static void count_flops(const app *a, double rows, double length, double *hf, double *real) {
     const nxt_model_info *i = &a->info;
     const double C = (double)i->width, L = (double)i->layers;
-    const double matrices = L * (4 * C * C + 2 * C * (double)i->inner) + C * (double)i->vocabulary;
+    const double matrices =
+        L * (4 * C * C + 2 * C * (double)i->inner) + C * (double)i->vocabulary;
     *hf = 6 * rows * (double)(i->parameters - i->embedding_parameters);
     *real = rows * (6 * matrices + 6 * L * C * length);
 }
@@ -8679,10 +9430,11 @@ static void print_tree(const app *a) {
     printf("  embed_in          %" PRId64 " x %" PRId64 "\n", i->vocabulary, C);
     printf("  layers            %" PRId64 " x, %s residual\n", i->layers,
            i->parallel_residual ? "parallel" : "sequential");
-    printf("    attention       %" PRId64 " heads of %" PRId64 ", rotary over %" PRId64 " of them, %" PRId64
-           " positions\n", i->heads, C / i->heads, i->rotary, i->positions);
-    printf("    mlp             %" PRId64 " -> %" PRId64 " -> %" PRId64 ", %s\n", C, i->inner, C,
-           i->activation);
+    printf("    attention       %" PRId64 " heads of %" PRId64 ", rotary over %" PRId64
+           " of them, %" PRId64 " positions\n",
+           i->heads, C / i->heads, i->rotary, i->positions);
+    printf("    mlp             %" PRId64 " -> %" PRId64 " -> %" PRId64 ", %s\n", C, i->inner,
+           C, i->activation);
     printf("  final_layer_norm  %" PRId64 "\n", C);
     printf("  embed_out         %" PRId64 " x %" PRId64 "%s\n", C, i->vocabulary,
            i->tied ? " (the embedding, tied)" : "");
@@ -8716,21 +9468,24 @@ static int run_info(app *a) {
     nxt_memory_plan inference;
     nxt_model_memory(a->model, rows, 1, &plan);
     nxt_model_memory(a->model, length, 0, &inference);
-    count_flops(a, (double)(rows * a->o.t.gradient_accumulation_steps), (double)length, &hf, &real);
+    count_flops(a, (double)(rows * a->o.t.gradient_accumulation_steps), (double)length, &hf,
+                &real);
     if (a->o.json) {
         printf("{\"architecture\": \"%s\", \"layers\": %" PRId64 ", \"hidden_size\": %" PRId64
                ", \"parameters\": %" PRId64 ", \"non_embedding_parameters\": %" PRId64
                ", \"total_flos\": %.0f, \"flops\": %.0f, \"peak_memory\": %" PRId64
-               ", \"mapped_bytes\": %" PRId64 "}\n", a->info.architecture, a->info.layers, a->info.width,
-               a->info.parameters, a->info.parameters - a->info.embedding_parameters, hf, real,
-               plan.total, plan.mapped);
+               ", \"mapped_bytes\": %" PRId64 "}\n",
+               a->info.architecture, a->info.layers, a->info.width, a->info.parameters,
+               a->info.parameters - a->info.embedding_parameters, hf, real, plan.total,
+               plan.mapped);
         return 0;
     }
     print_tree(a);
     if (a->o.tensors) print_tensors(a);
     human_bytes((double)plan.total, total);
     human_bytes((double)inference.total, use);
-    printf("training with %" PRId64 " x %" PRId64 " tokens: %s of memory, %.4g GFLOP a step (%.4g as "
+    printf("training with %" PRId64 " x %" PRId64
+           " tokens: %s of memory, %.4g GFLOP a step (%.4g as "
            "Hugging Face counts)\nevaluating %" PRId64 " tokens: %s beside the mapped file\n",
            a->o.t.batch_size, length, total, real / 1e9, hf / 1e9, length, use);
     return 0;
@@ -8738,7 +9493,8 @@ static int run_info(app *a) {
 
 static int run_init(app *a) {
     const options *o = &a->o;
-    if (!o->config || !o->output_dir) return usage_error("--config and --output-dir are needed");
+    if (!o->config || !o->output_dir)
+        return usage_error("--config and --output-dir are needed");
     if (directory_in_use(o->output_dir)) {
         fprintf(stderr, "neoxtune: %s: not empty\n", o->output_dir);
         return 1;
@@ -8749,10 +9505,10 @@ static int run_init(app *a) {
     return report(a->cx, status);
 }
 
-/* -- main -------------------------------------------------------------------------------------------------------- */
+/* -- main ------------------------------------------------------------------------------ */
 static int run_command(app *a, command c, int argc, char **argv) {
-    static int (*const run[])(app *) = {run_train, run_eval, run_generate, run_tokenize, run_info,
-                                        run_init};
+    static int (*const run[])(app *) = {run_train,    run_eval, run_generate,
+                                        run_tokenize, run_info, run_init};
     nxt_context_config config = nxt_context_config_default();
     int status, which = 0;
     a->o = default_options();

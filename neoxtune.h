@@ -255,8 +255,8 @@ NXT_API void nxt_dataset_destroy(nxt_dataset *data);
 
 /* Mean loss over the trained tokens of examples [at, at + n) of data. nxt_backward also
  * adds the gradient of the SUMMED loss to the model's gradients (nxt_grad_read). */
-NXT_API NXT_CHECKED nxt_status nxt_forward(nxt_model *model, const nxt_dataset *data, int64_t at,
-                                           int64_t n, double *loss);
+NXT_API NXT_CHECKED nxt_status nxt_forward(nxt_model *model, const nxt_dataset *data,
+                                           int64_t at, int64_t n, double *loss);
 NXT_API NXT_CHECKED nxt_status nxt_backward(nxt_model *model, const nxt_dataset *data,
                                             int64_t at, int64_t n, double *loss);
 NXT_API NXT_CHECKED nxt_status nxt_grad_zero(nxt_model *model);
@@ -454,7 +454,13 @@ typedef struct nxt_heads {
 } nxt_heads;
 
 typedef enum nxt_norm_kind { NXT_LAYER_NORM = 0, NXT_RMS_NORM = 1 } nxt_norm_kind;
-typedef enum nxt_act_kind { NXT_GELU = 0, NXT_GELU_TANH, NXT_GELU_FAST, NXT_RELU, NXT_SILU } nxt_act_kind;
+typedef enum nxt_act_kind {
+    NXT_GELU = 0,
+    NXT_GELU_TANH,
+    NXT_GELU_FAST,
+    NXT_RELU,
+    NXT_SILU
+} nxt_act_kind;
 
 enum { NXT_TRANS_A = 1, NXT_TRANS_B = 2 };
 
@@ -476,38 +482,49 @@ typedef struct nxt_backend {
     nxt_status (*sync)(void *s);
 
     /* y[n] = wte[ids[n]] + wpe[pos[n]]   (wpe may be absent) */
-    void (*embed_fwd)(void *s, nxt_mat y, nxt_mat wte, nxt_mat wpe, const int32_t *ids, const int32_t *pos);
-    void (*embed_bwd)(void *s, nxt_mat dwte, nxt_mat dwpe, nxt_mat dy, const int32_t *ids, const int32_t *pos);
+    void (*embed_fwd)(void *s, nxt_mat y, nxt_mat wte, nxt_mat wpe, const int32_t *ids,
+                      const int32_t *pos);
+    void (*embed_bwd)(void *s, nxt_mat dwte, nxt_mat dwpe, nxt_mat dy, const int32_t *ids,
+                      const int32_t *pos);
     /* y = norm(x) * w + b; stats (rows,2) f32: mean and 1/std, kept for backward */
-    void (*norm_fwd)(void *s, nxt_mat y, nxt_mat stats, nxt_mat x, nxt_mat w, nxt_mat b, float eps, nxt_norm_kind kind);
+    void (*norm_fwd)(void *s, nxt_mat y, nxt_mat stats, nxt_mat x, nxt_mat w, nxt_mat b,
+                     float eps, nxt_norm_kind kind);
     /* dx += , dw += , db += ; dw and db may be absent */
-    void (*norm_bwd)(void *s, nxt_mat dx, nxt_mat dw, nxt_mat db, nxt_mat dy, nxt_mat x, nxt_mat w, nxt_mat stats, nxt_norm_kind kind);
+    void (*norm_bwd)(void *s, nxt_mat dx, nxt_mat dw, nxt_mat db, nxt_mat dy, nxt_mat x,
+                     nxt_mat w, nxt_mat stats, nxt_norm_kind kind);
     /* c = alpha op(a) op(b) + beta c + bias (one row, may be absent); beta 0 ignores what c held */
-    void (*matmul)(void *s, nxt_mat c, nxt_mat a, nxt_mat b, int trans, float alpha, float beta, nxt_mat bias);
+    void (*matmul)(void *s, nxt_mat c, nxt_mat a, nxt_mat b, int trans, float alpha, float beta,
+                   nxt_mat bias);
     /* db += sum of the rows of dy */
     void (*bias_bwd)(void *s, nxt_mat db, nxt_mat dy);
-    /* rotates the first 2 * pairs values of every head in place by pos[n] * freq[i]; sign -1 is the inverse */
-    void (*rope)(void *s, nxt_heads x, const float *freq, int pairs, const int32_t *pos, float sign);
-    /* y[n] = sum_j softmax_j(scale q[n].k[j]) v[j] over key rows first[n] <= j <= last[n]; lse (rows, heads).
-     * Query head h reads key head h / (q.heads / k.heads). */
-    void (*attention_fwd)(void *s, nxt_heads y, nxt_mat lse, nxt_heads q, nxt_heads k, nxt_heads v,
-                          const int32_t *first, const int32_t *last, float scale);
+    /* rotates the first 2 * pairs values of every head in place by pos[n] * freq[i]; sign -1
+     * is the inverse */
+    void (*rope)(void *s, nxt_heads x, const float *freq, int pairs, const int32_t *pos,
+                 float sign);
+    /* y[n] = sum_j softmax_j(scale q[n].k[j]) v[j] over key rows first[n] <= j <= last[n];
+     * lse (rows, heads). Query head h reads key head h / (q.heads / k.heads). */
+    void (*attention_fwd)(void *s, nxt_heads y, nxt_mat lse, nxt_heads q, nxt_heads k,
+                          nxt_heads v, const int32_t *first, const int32_t *last, float scale);
     /* dq, dk, dv are set, not accumulated. work: (rows, heads) f32 */
-    void (*attention_bwd)(void *s, nxt_heads dq, nxt_heads dk, nxt_heads dv, nxt_heads dy, nxt_heads y, nxt_mat lse,
-                          nxt_mat work, nxt_heads q, nxt_heads k, nxt_heads v, const int32_t *first,
-                          const int32_t *last, float scale);
-    void (*act_fwd)(void *s, nxt_mat y, nxt_mat x, nxt_act_kind kind);              /* y = act(x); y may be x */
-    void (*act_bwd)(void *s, nxt_mat dx, nxt_mat dy, nxt_mat x, nxt_act_kind kind); /* dx = dy act'(x); dx may be dy */
-    void (*add)(void *s, nxt_mat y, nxt_mat a, nxt_mat b, nxt_mat c); /* y = a + b + c (c may be absent); y may be any */
+    void (*attention_bwd)(void *s, nxt_heads dq, nxt_heads dk, nxt_heads dv, nxt_heads dy,
+                          nxt_heads y, nxt_mat lse, nxt_mat work, nxt_heads q, nxt_heads k,
+                          nxt_heads v, const int32_t *first, const int32_t *last, float scale);
+    void (*act_fwd)(void *s, nxt_mat y, nxt_mat x,
+                    nxt_act_kind kind); /* y = act(x); y may be x */
+    void (*act_bwd)(void *s, nxt_mat dx, nxt_mat dy, nxt_mat x,
+                    nxt_act_kind kind); /* dx = dy act'(x); dx may be dy */
+    void (*add)(void *s, nxt_mat y, nxt_mat a, nxt_mat b,
+                nxt_mat c); /* y = a + b + c (c may be absent); y may be any */
     void (*gather)(void *s, nxt_mat y, nxt_mat x, const int32_t *rows);  /* y[n] = x[rows[n]] */
     void (*scatter)(void *s, nxt_mat y, nxt_mat x, const int32_t *rows); /* y[rows[n]] = x[n] */
-    void (*store)(void *s, nxt_heads y, nxt_heads x, const int32_t *slot); /* y[slot[n], h] = x[n, h] */
+    void (*store)(void *s, nxt_heads y, nxt_heads x,
+                  const int32_t *slot); /* y[slot[n], h] = x[n, h] */
     void (*fill)(void *s, nxt_mat x, float value);
-    void (*convert)(void *s, nxt_mat y, nxt_mat x);                         /* y = x in the type of y */
-    /* loss[n] = -log softmax(logits[n])[label[n]] for label >= 0, else 0; with `backward` logits become
-     * d sum(loss) / d logits */
+    void (*convert)(void *s, nxt_mat y, nxt_mat x); /* y = x in the type of y */
+    /* loss[n] = -log softmax(logits[n])[label[n]] for label >= 0, else 0; with `backward`
+     * logits become d sum(loss) / d logits */
     void (*xent)(void *s, float *loss, nxt_mat logits, const int32_t *label, int backward);
-    void (*sumsq)(void *s, double *out, nxt_mat x);                         /* *out += sum of squares */
+    void (*sumsq)(void *s, double *out, nxt_mat x); /* *out += sum of squares */
     void (*adamw)(void *s, const nxt_adamw *update);
 } nxt_backend;
 

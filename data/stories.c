@@ -52,11 +52,10 @@ static const char *const colours[] = {
     "black", "brown", "grey",  "golden", "silver", "violet", "scarlet",
 };
 static const char *const objects[] = {
-    "kite",   "boat",   "ball",   "drum",  "lamp",   "bell",   "hat",     "book",
-    "cup",    "doll",   "flute",  "ring",  "rope",   "scarf",  "coat",    "spoon",
-    "clock",  "bike",   "wagon",  "kettle", "mirror", "key",   "coin",    "blanket",
-    "ladder", "pencil", "button", "candle", "puzzle", "marble", "map",    "flag",
-    "broom",  "pillow", "balloon", "whistle",
+    "kite",  "boat",  "ball",  "drum",   "lamp",   "bell",  "hat",   "book",
+    "cup",   "doll",  "flute", "ring",   "rope",   "scarf", "coat",  "spoon",
+    "clock", "bike",  "wagon", "kettle", "mirror", "key",   "coin",  "blanket",
+    "map",   "flag",  "broom", "pillow", "ladder", "pencil", "button", "candle",
 };
 static const char *const places[] = {
     "mill",   "river",  "barn",  "market", "forest", "beach",   "hill",    "garden",
@@ -64,14 +63,12 @@ static const char *const places[] = {
     "meadow", "harbour", "tower", "cave",  "bakery", "station", "library", "orchard",
 };
 static const char *const foods[] = {
-    "bread", "cheese",  "soup",     "cake",    "honey",  "jam",      "rice",
-    "pie",   "nuts",    "plums",    "pears",   "figs",   "corn",     "beans",
-    "berries", "cherries", "carrots", "grapes", "apples", "pancakes",
+    "bread", "cheese", "soup", "cake", "honey", "jam",     "rice",   "pie",
+    "nuts",  "plums",  "figs", "corn", "beans", "berries", "apples", "pancakes",
 };
 static const char *const animals[] = {
     "dog",  "cat",   "duck",   "goat",  "hen", "fox",    "owl",   "pig",  "pony",
     "frog", "mouse", "rabbit", "sheep", "cow", "donkey", "goose", "crow", "bear",
-    "turtle", "squirrel",
 };
 static const char *const tempers[] = {
     "shy",  "brave", "sleepy", "clever", "gentle", "noisy",
@@ -94,6 +91,16 @@ static const char *const moods[] = {
     "happy", "glad", "cheerful", "calm", "thankful", "merry", "pleased", "tired",
 };
 
+/* What leads to a fact that somebody asked for. */
+static const char *const knowing[] = {
+    "Everyone knew",
+    "They all remembered",
+    "Nobody forgot",
+    "It was easy to see",
+};
+static const char *const wondering[] = {"asked", "wondered", "wanted to know"};
+static const char *const told[] = {"was no secret", "was easy to tell", "was soon clear"};
+
 /* The lists by their capital. The first BINDING of them are facts of somebody or of
  * something; the others are scenery, and no question is asked about them. */
 enum { BINDING = 9 };
@@ -108,6 +115,8 @@ static const struct list {
     {'D', tempers, COUNT(tempers)},   {'J', jobs, COUNT(jobs)},
     {'H', hideouts, COUNT(hideouts)}, {'W', weathers, COUNT(weathers)},
     {'T', times, COUNT(times)},       {'E', moods, COUNT(moods)},
+    {'K', knowing, COUNT(knowing)},   {'Q', wondering, COUNT(wondering)},
+    {'S', told, COUNT(told)},
 };
 
 /* ---- templates ------------------------------------------------------------------ */
@@ -115,9 +124,9 @@ static const struct list {
 /* A family of stories: what the people in them have or do (one fact for each of them),
  * what may happen then, and two ways of coming back to the facts. The questions are
  * asked of the facts alone. */
-enum { MOST = 8 };
+enum { MOST = 10 };
 struct family {
-    const char *opening[MOST], *fact[MOST], *event[MOST], *recall[MOST], *echo[MOST];
+    const char *opening[MOST], *fact[MOST], *event[MOST], *recall[MOST], *known[MOST];
     struct { const char *question, *answer; } ask[MOST];
 };
 
@@ -149,19 +158,22 @@ static const struct family families[] = {
         },
         .recall = {
             "The Cx Ox belonged to Nx.",
-            "Everyone could see that the Ox was Cx.",
-            "Only Nx had a Ox, and it was Cx.",
-            "It was Nx who had the Ox, and it was Ny who had the Oy.",
-            "Nx would not give the Cx Ox away.",
             "The Ox was Cx and the Oy was Cy.",
-        },
-        .echo = {
-            "Nx went home with the Cx Ox.",
+            "Nx would not give the Cx Ox away.",
             "That night, Nx dreamed of the Cx Ox.",
-            "The colour of the Ox was still Cx.",
             "Nx drew the Ox and made it Cx.",
             "The one with the Ox was Nx.",
-            "Of all things, Nx liked the Cx Ox best.",
+            "Ny Q9 who had the Ox, and it was Nx.",
+            "Ny Q9 what Nx had, and it was a Cx Ox.",
+            "Ny Q9 what colour the Ox was, and it was Cx.",
+        },
+        .known = {
+            "K9 who had the Ox: Nx.",
+            "K9 what Nx had: a Cx Ox.",
+            "K9 what colour the Ox was: Cx.",
+            "Who had the Ox S9: Nx.",
+            "What Nx had S9: a Cx Ox.",
+            "What colour the Ox was S9: Cx.",
         },
         .ask = {
             {"What colour was the Ox?", "Cx"},
@@ -195,16 +207,16 @@ static const struct family families[] = {
             "Nx came back from the Px, and Ny came back from the Py.",
             "\"I saw the Px,\" said Nx.",
             "Nx told everyone about the Px.",
-            "It was Nx who had been at the Px.",
-            "Ny asked about the Px, and Nx told the whole story.",
-        },
-        .echo = {
-            "Nx drew a picture of the Px.",
-            "\"Let us all go to the Px tomorrow,\" said Nx.",
             "From that day on, Nx loved the Px.",
-            "Ny never saw the Px, but Nx did.",
-            "Nx brought a flower from the Px.",
             "That night, Nx dreamed of the Px.",
+            "Ny Q9 who went to the Px, and it was Nx.",
+            "Ny Q9 where Nx went, and it was the Px.",
+        },
+        .known = {
+            "K9 who went to the Px: Nx.",
+            "K9 where Nx went: the Px.",
+            "Who went to the Px S9: Nx.",
+            "Where Nx went S9: the Px.",
         },
         .ask = {
             {"Where did Nx go?", "the Px"},
@@ -236,16 +248,17 @@ static const struct family families[] = {
             "The one who ate the Fx was Nx.",
             "Nx had only Fx, and Ny had only Fy.",
             "Nobody liked Fx more than Nx.",
-            "It was Nx who ate the Fx.",
             "\"I ate all of the Fx,\" said Nx.",
-            "All the Fx went to Nx.",
-        },
-        .echo = {
-            "Nx asked for Fx again the next day.",
-            "That night, Nx dreamed of Fx.",
             "Nx went home full of Fx.",
-            "There was always Fx at the house of Nx.",
-            "Nx wanted more Fx, and Ny wanted more Fy.",
+            "That night, Nx dreamed of Fx.",
+            "Ny Q9 who ate the Fx, and it was Nx.",
+            "Ny Q9 what Nx ate, and it was Fx.",
+        },
+        .known = {
+            "K9 who ate the Fx: Nx.",
+            "K9 what Nx ate: Fx.",
+            "Who ate the Fx S9: Nx.",
+            "What Nx ate S9: Fx.",
         },
         .ask = {
             {"What did Nx eat?", "Fx"},
@@ -274,19 +287,20 @@ static const struct family families[] = {
             "Nx found a C9 O9 and gave it to the Jx of the P8.",
         },
         .recall = {
-            "It was Nx who wanted to be a Jx.",
             "Years later, Nx was a Jx and Ny was a Jy.",
-            "The new Jx would be Nx.",
             "\"I will be a Jx,\" said Nx.",
             "Everyone called Nx the little Jx.",
             "Ny did not want to be a Jx, but Nx did.",
-        },
-        .echo = {
-            "That night, Nx was a Jx in a dream.",
             "The best Jx of all would be Nx.",
-            "Nx told everyone about the life of a Jx.",
-            "Some day there would be a Jx called Nx.",
-            "Nx never wanted to be a Jy like Ny.",
+            "That night, Nx was a Jx in a dream.",
+            "Ny Q9 who wanted to be a Jx, and it was Nx.",
+            "Ny Q9 what Nx wanted to be, and it was a Jx.",
+        },
+        .known = {
+            "K9 who wanted to be a Jx: Nx.",
+            "K9 what Nx wanted to be: a Jx.",
+            "Who wanted to be a Jx S9: Nx.",
+            "What Nx wanted to be S9: a Jx.",
         },
         .ask = {
             {"What did Nx want to be?", "a Jx"},
@@ -316,18 +330,22 @@ static const struct family families[] = {
         },
         .recall = {
             "The Ox had been behind the Hx.",
-            "It was Nx who hid the Ox.",
             "The one who chose the Hx was Nx.",
             "Nx took the Ox, and Ny took the Oy.",
             "Nx came out from behind the Hx with the Ox.",
-            "Nx was glad to see the Ox again.",
-        },
-        .echo = {
             "Nx never hid a Ox again.",
-            "Behind the Hx, there was no Ox any more.",
             "\"My Ox was behind the Hx all the time,\" said Nx.",
-            "Nx went home with the Ox.",
-            "Next time, Nx would find a better place than the Hx.",
+            "Ny Q9 who hid the Ox, and it was Nx.",
+            "Ny Q9 what Nx hid, and it was a Ox.",
+            "Ny Q9 where the Ox was, and it was behind the Hx.",
+        },
+        .known = {
+            "K9 who hid the Ox: Nx.",
+            "K9 what Nx hid: a Ox.",
+            "K9 where the Ox was: behind the Hx.",
+            "Who hid the Ox S9: Nx.",
+            "What Nx hid S9: a Ox.",
+            "Where the Ox was S9: behind the Hx.",
         },
         .ask = {
             {"Where was the Ox?", "behind the Hx"},
@@ -358,18 +376,22 @@ static const struct family families[] = {
         },
         .recall = {
             "The Dx Ax belonged to Nx.",
-            "Everyone knew that the Ax was Dx.",
             "The Ax was Dx and the Ay was Dy.",
-            "It was Nx who had the Ax.",
             "Nx loved the Dx Ax.",
             "The Ax looked for Nx, and the Ay looked for Ny.",
-        },
-        .echo = {
-            "The Ax stayed as Dx as ever.",
-            "Nx went home with the Dx Ax.",
             "At night, the Ax slept next to Nx.",
             "The one with the Ax was Nx.",
-            "No other Ax was as Dx as the Ax of Nx.",
+            "Ny Q9 who had the Ax, and it was Nx.",
+            "Ny Q9 what Nx had, and it was a Dx Ax.",
+            "Ny Q9 what the Ax was like, and it was Dx.",
+        },
+        .known = {
+            "K9 who had the Ax: Nx.",
+            "K9 what Nx had: a Dx Ax.",
+            "K9 what the Ax was like: Dx.",
+            "Who had the Ax S9: Nx.",
+            "What Nx had S9: a Dx Ax.",
+            "What the Ax was like S9: Dx.",
         },
         .ask = {
             {"What was the Ax like?", "Dx"},
@@ -379,7 +401,7 @@ static const struct family families[] = {
     },
 };
 
-static const char *const closings[] = {
+static const char *const closings[MOST] = {
     "Everyone was E9.",
     "At the end of the T9, everyone was E9.",
     "Nx and Ny felt E9.",
@@ -512,7 +534,7 @@ static void tell(struct story *s) {
     for (int i = 1; i <= s->people; i++) write_one_of(s, f->fact, i);
     write_one_of(s, f->event, 0);
     write_one_of(s, f->recall, 0);
-    write_one_of(s, f->echo, 0);
+    write_one_of(s, f->known, 0);
     write_one_of(s, closings, 0);
 }
 
@@ -548,7 +570,7 @@ static void write_fact(struct story *s, const struct family *f, int x, bool held
  * and a question about one of those two. */
 static void ask(struct story *s, bool heldout, char *answer, int size) {
     const struct family *f = &families[choose(s, COUNT(families))];
-    s->people = 2 + choose(s, 3);
+    s->people = 2 + choose(s, 2);
     int asked = 1 + choose(s, s->people);
     int rival = 1 + (asked + choose(s, s->people - 1)) % s->people;
     for (int i = 1; i <= s->people; i++) {
@@ -600,9 +622,9 @@ static void check_templates(void) {
         check_list(f->fact, count(f->fact));
         check_list(f->event, count(f->event));
         check_list(f->recall, count(f->recall));
-        check_list(f->echo, count(f->echo));
+        check_list(f->known, count(f->known));
     }
-    check_list(closings, COUNT(closings));
+    check_list(closings, count(closings));
 }
 
 int main(int argc, char **argv) {

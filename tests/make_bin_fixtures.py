@@ -55,8 +55,10 @@ for name, dtype in (("f32", torch.float32), ("f16", torch.float16), ("bf16", tor
 t = ramp(4, 3)
 save("tied", {"embed.weight": t, "head.weight": t})
 t = ramp(4, 6)
-save("views", {"transposed": t.t(), "rows": t[1:3], "columns": t[:, 2:4], "every_other": t[::2, ::3]})
-save("parameter", {"p": torch.nn.Parameter(ramp(2, 2)), "frozen": torch.nn.Parameter(ramp(3), False)})
+save("views", {"transposed": t.t(), "rows": t[1:3], "columns": t[:, 2:4],
+               "every_other": t[::2, ::3]})
+save("parameter", {"p": torch.nn.Parameter(ramp(2, 2)),
+                   "frozen": torch.nn.Parameter(ramp(3), False)})
 inner = {"a": ramp(2, 3), "b": ramp(2)}
 save("model", {"step": 3, "loss": 1.5, "big": 2 ** 80, "log": [1, -5, 70000, ("x", None, True)],
                "model": inner}, inner)
@@ -79,21 +81,26 @@ torch.save(inner, b)
 out = io.BytesIO()
 with zipfile.ZipFile(out, "w", zipfile.ZIP_DEFLATED) as z:
     for entry in zipfile.ZipFile(b).infolist():
-        z.writestr(entry.filename, zipfile.ZipFile(b).read(entry))
+        info = zipfile.ZipInfo(entry.filename)
+        z.writestr(info, zipfile.ZipFile(b).read(entry), zipfile.ZIP_DEFLATED)
 write("deflated.bin", out.getvalue())
 
-# The same archive, stored by another tool: no zip64 records, another root.
-out = io.BytesIO()
-with zipfile.ZipFile(out, "w", zipfile.ZIP_STORED) as z:
-    for entry in zipfile.ZipFile(b).infolist():
-        z.writestr(entry.filename.replace("archive/", "other root/"), zipfile.ZipFile(b).read(entry))
-write("rezipped.bin", out.getvalue())
-for key, t in inner.items():
-    expected["rezipped/" + key] = t
+# The same archive, stored by another tool: no zip64 records, or more of them; another root.
+for name, zip64 in (("rezipped", False), ("rezip64", True)):
+    out = io.BytesIO()
+    with zipfile.ZipFile(out, "w", zipfile.ZIP_STORED) as z:
+        for entry in zipfile.ZipFile(b).infolist():
+            info = zipfile.ZipInfo(entry.filename.replace("archive/", "other root/"))
+            with z.open(info, "w", force_zip64=zip64) as f:
+                f.write(zipfile.ZipFile(b).read(entry))
+    write(name + ".bin", out.getvalue())
+    for key, t in inner.items():
+        expected[f"{name}/{key}"] = t.clone()
 
 save_file(expected, os.path.join(HERE, "expected.safetensors"), metadata={"format": "pt"})
-save_file({"z": ramp(3, dtype=torch.bfloat16), "b": ramp(2, 3), "a.half": ramp(5, dtype=torch.float16),
-           "\u00e9\"\\\n": ramp(1), "empty": ramp(0, 4), "scalar": torch.tensor(0.1),
+save_file({"z": ramp(3, dtype=torch.bfloat16), "b": ramp(2, 3),
+           "a.half": ramp(5, dtype=torch.float16), "\u00e9\"\\\n": ramp(1),
+           "empty": ramp(0, 4), "scalar": torch.tensor(0.1),
            "aa": ramp(2, 2, dtype=torch.bfloat16)},
           os.path.join(HERE, "writer.safetensors"), metadata={"format": "pt"})
 
@@ -105,5 +112,6 @@ split = huggingface_hub.split_torch_state_dict_into_shards(
 print([int(split.tensor_to_filename[f"t{i}"].split("-")[1]) for i in range(len(sizes))])
 
 with open(os.path.join(HERE, "MADE.md"), "w") as f:
-    f.write("Made by tests/make_bin_fixtures.py with torch %s, safetensors %s, huggingface_hub %s.\n"
-            % (torch.__version__, safetensors.__version__, huggingface_hub.__version__))
+    f.write("Made by tests/make_bin_fixtures.py with torch %s, safetensors %s, "
+            "huggingface_hub %s.\n" % (torch.__version__, safetensors.__version__,
+                                      huggingface_hub.__version__))
