@@ -1293,6 +1293,13 @@ ALWAYS_INLINE void merge_body(float *c, i64 c_step, const float *tile, i64 tile_
     else merge_typed(c, c_step, tile, tile_step, rows, cols, alpha, beta, bias);
 }
 
+/* §8: what attention knows of each query, one array element per lane */
+typedef struct lane_state {
+    const i32 *first, *last;
+    float *top, *sum, *shrink;
+    const float *lse, *delta;
+} lane_state;
+
 /* What one CPU level brings: leaves compiled for it, each a row, a panel or a tile of work.
  * The loops around them and the threads are the same code for all levels. */
 typedef void tile_fn(float *out, const float *a, const float *b, i64 K, i64 b_step);
@@ -1314,15 +1321,15 @@ typedef struct kernels {
     float (*xent)(float *z, i64 n, i32 label, bool backward);
     double (*sumsq)(const float *x, i64 n);
     void (*adamw)(const nxt_adamw *u, i64 from, i64 n);
-    void (*rope)(float *head, const float *cosine, const float *sine, i64 pairs);
+    void (*rope)(float *head, const float *cosine, const float *sine, i64 n, i64 apart);
     float (*dot)(const float *a, const float *b, i64 n);
     void (*attend_row)(float *y, float *lse, const float *q, const float *k, i64 k_step,
                        const float *v, i64 v_step, i64 keys, i64 size, float scale);
-    void (*softmax)(float *s, i64 keys, i64 at, const struct lanes *q, float scale);
+    void (*softmax)(float *s, i64 keys, i64 at, const lane_state *q, float scale);
     void (*rescale)(float *out, const float *tile, const float *shrink, i64 rows);
-    void (*slope_by_query)(float *s, const float *dp, i64 keys, i64 at, const struct lanes *q,
+    void (*slope_by_query)(float *s, const float *dp, i64 keys, i64 at, const lane_state *q,
                            float scale);
-    void (*slope_by_key)(float *s, float *dp, i64 queries, i64 key, const struct lanes *q,
+    void (*slope_by_key)(float *s, float *dp, i64 queries, i64 key, const lane_state *q,
                          float scale);
 } kernels;
 
@@ -1349,7 +1356,9 @@ typedef struct product {
     i64 tm, tn;                  /* C is cut into tasks of tm x tn */
 } product;
 
-static size_t matmul_workspace(void) { return 2 * PACKED * sizeof(float); }
+/* Every operation starts with an unused workspace; §8's attention wants the most of it. */
+enum { WORKSPACE = 8 << 20 }; /* floats */
+static size_t matmul_workspace(void) { return WORKSPACE * sizeof(float); }
 
 static void pack_task(void *arg, i64 i) {
     const product *p = arg;
@@ -1468,24 +1477,24 @@ DEFINE_TILE(tile12_baseline, AT_BASELINE, v4, 12, 2, BASELINE_MR)
 DEFINE_TILE(tile4_baseline, AT_BASELINE, v4, 4, 2, BASELINE_MR)
 DEFINE_MATMUL(baseline, AT_BASELINE, v4, 2, BASELINE_MR)
 
-static const kernels kernels_baseline = {.mr = BASELINE_MR, .nr = 8, .tile = BASELINE_TILES,
-                                         .pack = pack_baseline, .merge = merge_baseline};
-
 #if NXT_HAS_X86
 #define AT_AVX2 __attribute__((target("avx2,fma")))
 DEFINE_TILE(tile4_avx2, AT_AVX2, v8, 4, 3, 4)
 DEFINE_MATMUL(avx2, AT_AVX2, v8, 3, 4)
-
-static const kernels kernels_avx2 = {.mr = 4, .nr = 24, .tile = {tile4_avx2},
-                                     .pack = pack_avx2, .merge = merge_avx2};
 
 #define AT_AVX512 __attribute__((target("avx512f,avx512bw,avx512dq,avx512vl,fma")))
 DEFINE_TILE(tile4_avx512, AT_AVX512, v16, 4, 2, 12)
 DEFINE_TILE(tile8_avx512, AT_AVX512, v16, 8, 2, 12)
 DEFINE_TILE(tile12_avx512, AT_AVX512, v16, 12, 2, 12)
 DEFINE_MATMUL(avx512, AT_AVX512, v16, 2, 12)
+#endif
 
-static const kernels kernels_avx512 = {
+static const kernels kernels_baseline UNUSED = {.mr = BASELINE_MR, .nr = 8, .tile = BASELINE_TILES,
+                                         .pack = pack_baseline, .merge = merge_baseline};
+#if NXT_HAS_X86
+static const kernels kernels_avx2 UNUSED = {.mr = 4, .nr = 24, .tile = {tile4_avx2},
+                                     .pack = pack_avx2, .merge = merge_avx2};
+static const kernels kernels_avx512 UNUSED = {
     .mr = 12, .nr = 32, .tile = {tile4_avx512, tile8_avx512, tile12_avx512},
     .pack = pack_avx512, .merge = merge_avx512};
 #endif
@@ -1506,18 +1515,1108 @@ static int cpu_level(void) {
 static int cpu_level(void) { return 0; }
 static size_t matmul_workspace(void) { return 0; }
 #endif
+
+/* ============================================================================
+ * § 8  Fast kernels (skip)
+ *
+ * The other operations of §6, with what costs time there taken out: one thread, libm calls
+ * for every element, sums in double, a second walk through memory. Three parts:
+ *
+ *   leaves    one row or one piece of work in plain C, inlined into one entry per CPU
+ *             level. Constant inner loops and no branches: that is what gcc and clang turn
+ *             into vectors at -O3, at any width, without a line of intrinsics.
+ *   drivers   cut an operation into tasks by its size, the same for all levels.
+ *   table     fill_level puts the drivers over the reference.
+ *
+ * Tasks write only what is theirs, and sums of several tasks are added in the order of
+ * their numbers (I6). Sums run in LANES partial sums (I7), in a fixed order, so that their
+ * bits depend neither on the vector width nor on the number of threads.
+ */
 #if NXT_HAS_SIMD
-static void fill_level(nxt_context *cx, nxt_backend *t, int level) {
-    static const kernels *const of[] = {NULL, &kernels_baseline,
+
+/* -- exp, tanh and the normal distribution ------------------------------------------------
+ * Branch-free, so that a loop over them becomes vectors. Selections are made with integer
+ * masks: gcc turns a float ?: into a branch when comparing might trap.
+ *
+ * exp: x = n ln2 + r with |r| <= ln2/2, exp(x) = 2^n exp(r), and exp(r) = 1 + r + r^2 q(r)
+ * with q fitted to a relative error of 3e-9. Adding 1.5 * 2^23 rounds to an integer, which
+ * then lies in the low bits. ln2 is split so that n * LN2_HIGH is exact. 2^n is applied in
+ * two halves: n may leave the range of one exponent. Error at most 1.5 ulp (2 where the
+ * result is subnormal); exp(-inf) = 0, exp(inf) = inf, NaN stays NaN. */
+#define LOG2_E 1.44269504f
+#define LN2_HIGH 0x1.62e4p-1f
+#define LN2_LOW 0x1.7f7d1cp-20f
+#define ROUND_TO_INT 0x1.8p23f
+
+ALWAYS_INLINE float pick_bits(u32 mask, float yes, float no) {
+    return bits_float((float_bits(yes) & mask) | (float_bits(no) & ~mask));
+}
+
+/* exp(r) - 1 for x = n ln2 + r, and n */
+ALWAYS_INLINE float exp_reduced(float x, i32 *n) {
+    float shifted = x * LOG2_E + ROUND_TO_INT, turns = shifted - ROUND_TO_INT;
+    float r = x - turns * LN2_HIGH - turns * LN2_LOW;
+    float q = 0.00138145604f;
+    q = q * r + 0.0083687352f;
+    q = q * r + 0.041668389f;
+    q = q * r + 0.166665211f;
+    q = q * r + 0.49999994f;
+    *n = (i32)(float_bits(shifted) - float_bits(ROUND_TO_INT));
+    return q * (r * r) + r;
+}
+
+ALWAYS_INLINE float power_of_two(i32 n) { return bits_float((u32)(n + 127) << 23); }
+
+ALWAYS_INLINE float exp_lane(float x) {
+    const u32 bits = float_bits(x), size = bits & 0x7fffffff;
+    const u32 wild = 0 - (u32)(size > 0x42d00000); /* |x| > 104, or NaN */
+    const u32 overflow = 0x7f800000 & ~(0 - (bits >> 31));
+    const u32 nan = 0 - (u32)(size > 0x7f800000);
+    i32 n;
+    float y = exp_reduced(bits_float(bits & ~wild), &n) + 1;
+    y = y * power_of_two(n >> 1) * power_of_two(n - (n >> 1));
+    return pick_bits(wild, pick_bits(nan, x, bits_float(overflow)), y);
+}
+
+/* tanh |x| = e / (e + 2) with e = exp(2|x|) - 1 = 2^n (exp(r) - 1) + 2^n - 1, which keeps
+ * its precision near 0. From 9.02 on tanh rounds to 1. Error at most 3 ulp. */
+ALWAYS_INLINE float tanh_lane(float x) {
+    const u32 size = float_bits(x) & 0x7fffffff, sign = float_bits(x) & 0x80000000;
+    const u32 large = 0 - (u32)(size > 0x41200000), nan = 0 - (u32)(size > 0x7f800000);
+    i32 n;
+    float p = exp_reduced(2 * bits_float(size & ~large), &n), scale = power_of_two(n);
+    float e = scale * p + (scale - 1);
+    float y = pick_bits(large, 1, e / (e + 2));
+    return pick_bits(nan, x, bits_float(float_bits(y) | sign));
+}
+
+/* P(X <= x) for normal X, and through *bell exp(-x^2/2), which the slope of GELU needs too.
+ * P(X <= -t) = exp(-t^2/2) u p(u), u = 1 / (1 + 0.35 t), t >= 0, with p fitted: no erf, and
+ * unlike (1 + erf) / 2 the left tail keeps its relative precision. Absolute error at most
+ * 1.2e-7, relative error of the tail 1e-6 down to -10. */
+ALWAYS_INLINE float normal_lane(float x, float *bell) {
+    const u32 negative = 0 - (float_bits(x) >> 31);
+    float t = bits_float(float_bits(x) & 0x7fffffff), u = 1 / (1 + 0.35f * t);
+    float p = -0.0291578639f;
+    p = p * u + 0.144030824f;
+    p = p * u + -0.255838841f;
+    p = p * u + 0.15931955f;
+    p = p * u + -0.0232122652f;
+    p = p * u + 0.105552472f;
+    p = p * u + 0.119821295f;
+    p = p * u + 0.139863506f;
+    p = p * u + 0.139621302f;
+    *bell = exp_lane(-0.5f * x * x);
+    p = p * u * *bell;
+    return pick_bits(negative, p, 1 - p);
+}
+
+/* sqrt without libm: compilers do not make vectors of a call that may set errno. The bit
+ * trick gives 1/sqrt to 3 %, each Newton step squares the error. x >= 0; at most 2 ulp. */
+ALWAYS_INLINE float sqrt_lane(float x) {
+    float y = bits_float(0x5f3759df - (float_bits(x) >> 1)), half = 0.5f * x;
+    for (int i = 0; i < 3; i++) y = y * (1.5f - half * y * y);
+    return x * y;
+}
+
+/* -- Leaves: elements ---------------------------------------------------------------------
+ * Results go through a block of 64, because an output may be one of the inputs: compilers
+ * make vectors only of loops whose arrays cannot overlap. */
+enum { BLOCK = 64 };
+
+#define IN_BLOCKS(out, n, expression)                                                       \
+    for (i64 at = 0; at < (n); at += BLOCK) {                                               \
+        float block[BLOCK];                                                                 \
+        if ((n) - at >= BLOCK) {                                                            \
+            for (i64 i = at; i < at + BLOCK; i++) block[i - at] = (expression);             \
+            memcpy((out) + at, block, sizeof block);                                        \
+        } else {                                                                            \
+            for (i64 i = at; i < (n); i++) block[i - at] = (expression);                    \
+            memcpy((out) + at, block, (size_t)((n) - at) * sizeof(float));                  \
+        }                                                                                   \
+    }
+
+#define SQRT_2_PI 0.7978845608028654f /* sqrt(2 / pi) */
+
+ALWAYS_INLINE float gelu_lane(float x) {
+    float bell;
+    return x * normal_lane(x, &bell);
+}
+ALWAYS_INLINE float gelu_slope_lane(float x) {
+    float bell, p = normal_lane(x, &bell);
+    return p + x * 0.3989422804014327f * bell;
+}
+ALWAYS_INLINE float gelu_tanh_lane(float x) {
+    return 0.5f * x * (1 + tanh_lane(SQRT_2_PI * (x + 0.044715f * x * x * x)));
+}
+ALWAYS_INLINE float gelu_tanh_slope_lane(float x) {
+    float t = tanh_lane(SQRT_2_PI * (x + 0.044715f * x * x * x));
+    float u = SQRT_2_PI * (1 + 3 * 0.044715f * x * x);
+    return 0.5f * (1 + t) + 0.5f * x * (1 - t * t) * u;
+}
+ALWAYS_INLINE float silu_lane(float x) { return x / (1 + exp_lane(-x)); }
+ALWAYS_INLINE float silu_slope_lane(float x) {
+    float t = 1 / (1 + exp_lane(-x));
+    return t * (1 + x * (1 - t));
+}
+ALWAYS_INLINE float relu_mask(float x, float y) { /* y where x > 0 */
+    return bits_float(float_bits(y) & (0 - (u32)((i32)float_bits(x) > 0)));
+}
+
+ALWAYS_INLINE void act_fwd_body(float *y, const float *x, i64 n, nxt_act_kind kind) {
+    switch (kind) {
+    case NXT_GELU: IN_BLOCKS(y, n, gelu_lane(x[i])) break;
+    case NXT_GELU_TANH:
+    case NXT_GELU_FAST: IN_BLOCKS(y, n, gelu_tanh_lane(x[i])) break;
+    case NXT_RELU: IN_BLOCKS(y, n, relu_mask(x[i], x[i])) break;
+    default: IN_BLOCKS(y, n, silu_lane(x[i]))
+    }
+}
+
+ALWAYS_INLINE void act_bwd_body(float *dx, const float *dy, const float *x, i64 n,
+                                nxt_act_kind kind) {
+    switch (kind) {
+    case NXT_GELU: IN_BLOCKS(dx, n, dy[i] * gelu_slope_lane(x[i])) break;
+    case NXT_GELU_TANH:
+    case NXT_GELU_FAST: IN_BLOCKS(dx, n, dy[i] * gelu_tanh_slope_lane(x[i])) break;
+    case NXT_RELU: IN_BLOCKS(dx, n, relu_mask(x[i], dy[i])) break;
+    default: IN_BLOCKS(dx, n, dy[i] * silu_slope_lane(x[i]))
+    }
+}
+
+ALWAYS_INLINE void add_body(float *y, const float *a, const float *b, const float *c, i64 n) {
+    if (c) IN_BLOCKS(y, n, a[i] + b[i] + c[i])
+    else IN_BLOCKS(y, n, a[i] + b[i])
+}
+
+/* The update of §6. One pass: 28 bytes of traffic per element are the whole cost. */
+ALWAYS_INLINE void adamw_body(const nxt_adamw *u, i64 from, i64 n) {
+    float *restrict w = u->w + from, *restrict m = u->m + from, *restrict v = u->v + from;
+    const float *restrict g = u->g + from;
+    const float keep = 1 - u->lr * u->decay, rate = u->lr / u->correction1;
+    const float unbias = 1 / sqrtf(u->correction2), scale = u->scale, eps = u->eps;
+    const float b1 = u->beta1, b2 = u->beta2;
+    for (i64 i = 0; i < n; i++) {
+        float gi = scale * g[i];
+        float mi = b1 * m[i] + (1 - b1) * gi, vi = b2 * v[i] + (1 - b2) * gi * gi;
+        m[i] = mi;
+        v[i] = vi;
+        w[i] = w[i] * keep - rate * mi / (sqrt_lane(vi) * unbias + eps);
+    }
+}
+
+/* -- Leaves: rows -------------------------------------------------------------------------
+ * OVER_LANES(n, statement): the statement for i = 0 .. n-1, with l = i mod LANES. */
+#define OVER_LANES(n, statement)                                                            \
+    do {                                                                                    \
+        i64 at = 0;                                                                         \
+        for (; at + LANES <= (n); at += LANES)                                              \
+            for (i64 l = 0; l < LANES; l++) {                                               \
+                const i64 i = at + l;                                                       \
+                statement;                                                                  \
+            }                                                                               \
+        for (i64 l = 0, i = at; i < (n); l++, i++) { statement; }                           \
+    } while (0)
+
+ALWAYS_INLINE void norm_fwd_body(float *restrict y, float *stats, const float *restrict x,
+                                 const float *restrict w, const float *restrict b, i64 n,
+                                 float eps, nxt_norm_kind kind) {
+    float sum[LANES] = {0}, square[LANES] = {0}, mean = 0;
+    if (kind == NXT_LAYER_NORM) {
+        OVER_LANES(n, sum[l] += x[i]);
+        mean = lane_sum(sum) / (float)n;
+    }
+    OVER_LANES(n, square[l] += (x[i] - mean) * (x[i] - mean));
+    const float r = (float)(1 / sqrt((double)lane_sum(square) / (double)n + (double)eps));
+    if (b)
+        for (i64 i = 0; i < n; i++) y[i] = (x[i] - mean) * r * w[i] + b[i];
+    else
+        for (i64 i = 0; i < n; i++) y[i] = (x[i] - mean) * r * w[i];
+    stats[0] = mean;
+    stats[1] = r;
+}
+
+/* §6's derivation; dw and db are this task's own sums (absent: NULL). */
+ALWAYS_INLINE void norm_bwd_body(float *restrict dx, float *restrict dw, float *restrict db,
+                                 const float *restrict dy, const float *restrict x,
+                                 const float *restrict w, const float *stats, i64 n,
+                                 nxt_norm_kind kind) {
+    float sum_g[LANES] = {0}, sum_gx[LANES] = {0};
+    const float m = stats[0], r = stats[1];
+    OVER_LANES(n, float g = dy[i] * w[i]; sum_g[l] += g; sum_gx[l] += g * ((x[i] - m) * r));
+    const float mean_g = kind == NXT_LAYER_NORM ? lane_sum(sum_g) / (float)n : 0;
+    const float mean_gx = lane_sum(sum_gx) / (float)n;
+    for (i64 i = 0; i < n; i++)
+        dx[i] += r * (dy[i] * w[i] - mean_g - (x[i] - m) * r * mean_gx);
+    for (i64 i = 0; dw && i < n; i++) dw[i] += dy[i] * ((x[i] - m) * r);
+    for (i64 i = 0; db && i < n; i++) db[i] += dy[i];
+}
+
+ALWAYS_INLINE float row_max(const float *x, i64 n) {
+    float top[LANES];
+    for (int l = 0; l < LANES; l++) top[l] = -INFINITY;
+    OVER_LANES(n, top[l] = x[i] > top[l] ? x[i] : top[l]);
+    for (int l = 1; l < LANES; l++) top[0] = fmaxf(top[0], top[l]);
+    return top[0];
+}
+
+/* The loss of one row, and its gradient in place. exp(z - top) is stored on the way to the
+ * sum, so that the gradient costs a product and not a second exponential. */
+ALWAYS_INLINE float xent_body(float *z, i64 n, i32 label, bool backward) {
+    enum { PIECE = 4096 }; /* lanes this short add into a double */
+    const float top = row_max(z, n), target = z[label];
+    double total = 0;
+    for (i64 from = 0; from < n; from += PIECE) {
+        float sum[LANES] = {0}, *x = z + from;
+        const i64 m = min64(PIECE, n - from);
+        if (backward)
+            OVER_LANES(m, float e = exp_lane(x[i] - top); x[i] = e; sum[l] += e);
+        else
+            OVER_LANES(m, sum[l] += exp_lane(x[i] - top));
+        total += (double)lane_sum(sum);
+    }
+    if (backward) {
+        const float inverse = (float)(1 / total);
+        for (i64 i = 0; i < n; i++) z[i] *= inverse;
+        z[label] -= 1;
+    }
+    return (float)(log(total) + (double)top - (double)target);
+}
+
+ALWAYS_INLINE double sumsq_body(const float *x, i64 n) {
+    enum { PIECE = 1024 };
+    double total = 0;
+    for (i64 from = 0; from < n; from += PIECE) {
+        float sum[LANES] = {0};
+        const float *p = x + from;
+        OVER_LANES(min64(PIECE, n - from), sum[l] += p[i] * p[i]);
+        total += (double)lane_sum(sum);
+    }
+    return total;
+}
+
+ALWAYS_INLINE void rope_body(float *head, const float *restrict cosine,
+                             const float *restrict sine, i64 n, i64 apart) {
+    float *restrict low = head, *restrict high = head + apart;
+    for (i64 i = 0; i < n; i++) {
+        float a = low[i], b = high[i];
+        low[i] = a * cosine[i] - b * sine[i];
+        high[i] = b * cosine[i] + a * sine[i];
+    }
+}
+
+ALWAYS_INLINE float dot_body(const float *a, const float *b, i64 n) {
+    float sum[LANES] = {0};
+    OVER_LANES(n, sum[l] += a[i] * b[i]);
+    return lane_sum(sum);
+}
+
+/* -- Leaves: attention -------------------------------------------------------------------- */
+
+/* One query against `keys` key rows, for decoding. The softmax runs along: when a piece of
+ * keys brings a new largest score, what was summed so far shrinks by exp(old - new). */
+ALWAYS_INLINE void attend_row_body(float *y, float *lse, const float *q, const float *k,
+                                   i64 k_step, const float *v, i64 v_step, i64 keys, i64 size,
+                                   float scale) {
+    enum { PIECE = 128 };
+    float score[PIECE], top = -INFINITY, total = 0;
+    for (i64 d = 0; d < size; d++) y[d] = 0;
+    for (i64 from = 0; from < keys; from += PIECE) {
+        const i64 n = min64(PIECE, keys - from);
+        float sum[LANES] = {0};
+        for (i64 j = 0; j < n; j++)
+            score[j] = scale * dot_body(q, k + (from + j) * k_step, size);
+        const float larger = fmaxf(top, row_max(score, n)), shrink = expf(top - larger);
+        OVER_LANES(n, float e = exp_lane(score[i] - larger); score[i] = e; sum[l] += e);
+        total = total * shrink + lane_sum(sum);
+        for (i64 d = 0; shrink != 1 && d < size; d++) y[d] *= shrink;
+        for (i64 j = 0; j < n; j++) {
+            const float *restrict row = v + (from + j) * v_step;
+            for (i64 d = 0; d < size; d++) y[d] += score[j] * row[d];
+        }
+        top = larger;
+    }
+    for (i64 d = 0; d < size; d++) y[d] /= total;
+    *lse = top + logf(total);
+}
+
+/* Scores lie as s[row][lane], lane < nr: what a tile computes, and already the panel the
+ * next product wants. Forward and dq have queries in the lanes and keys in the rows, so
+ * that softmax is arithmetic between whole rows. A score outside first..last is -inf. */
+ALWAYS_INLINE void softmax_body(float *s, i64 keys, i64 at, const lane_state *q, float scale,
+                                i64 nr) {
+    float top[MAX_NR], sum[MAX_NR] = {0};
+    for (i64 l = 0; l < nr; l++) top[l] = q->top[l];
+    for (i64 j = 0; j < keys; j++)
+        for (i64 l = 0; l < nr; l++) {
+            const i32 key = (i32)(at + j);
+            const u32 seen = 0 - (u32)((q->first[l] <= key) & (key <= q->last[l]));
+            float x = pick_bits(seen, s[j * nr + l] * scale, -INFINITY);
+            s[j * nr + l] = x;
+            top[l] = x > top[l] ? x : top[l];
+        }
+    for (i64 l = 0; l < nr; l++) { /* a query that saw nothing yet keeps sums of zero */
+        const u32 none = 0 - (u32)(float_bits(top[l]) == 0xff800000);
+        const float base = pick_bits(none, 0, top[l]);
+        q->shrink[l] = exp_lane(q->top[l] - base);
+        q->top[l] = top[l];
+        top[l] = base;
+    }
+    for (i64 j = 0; j < keys; j++)
+        for (i64 l = 0; l < nr; l++) {
+            float e = exp_lane(s[j * nr + l] - top[l]);
+            s[j * nr + l] = e;
+            sum[l] += e;
+        }
+    for (i64 l = 0; l < nr; l++) q->sum[l] = q->sum[l] * q->shrink[l] + sum[l];
+}
+
+ALWAYS_INLINE void rescale_body(float *restrict out, const float *restrict tile,
+                                const float *restrict shrink, i64 rows, i64 nr) {
+    for (i64 d = 0; d < rows; d++)
+        for (i64 l = 0; l < nr; l++)
+            out[d * nr + l] = out[d * nr + l] * shrink[l] + tile[d * nr + l];
+}
+
+/* s becomes ds = scale p (dp - delta), queries in the lanes. */
+ALWAYS_INLINE void slope_by_query_body(float *restrict s, const float *restrict dp, i64 keys,
+                                       i64 at, const lane_state *q, float scale, i64 nr) {
+    for (i64 j = 0; j < keys; j++)
+        for (i64 l = 0; l < nr; l++) {
+            const i64 e = j * nr + l;
+            const i32 key = (i32)(at + j);
+            const u32 seen = 0 - (u32)((q->first[l] <= key) & (key <= q->last[l]));
+            float p = exp_lane(pick_bits(seen, s[e] * scale - q->lse[l], -INFINITY));
+            s[e] = scale * p * (dp[e] - q->delta[l]);
+        }
+}
+
+/* s becomes p and dp becomes ds, keys in the lanes. */
+ALWAYS_INLINE void slope_by_key_body(float *restrict s, float *restrict dp, i64 queries,
+                                     i64 at, const lane_state *q, float scale, i64 nr) {
+    for (i64 j = 0; j < queries; j++) {
+        const i32 first = q->first[j], last = q->last[j];
+        const float lse = q->lse[j], delta = q->delta[j];
+        for (i64 l = 0; l < nr; l++) {
+            const i64 e = j * nr + l;
+            const i32 key = (i32)(at + l);
+            const u32 seen = 0 - (u32)((first <= key) & (key <= last));
+            float p = exp_lane(pick_bits(seen, s[e] * scale - lse, -INFINITY));
+            s[e] = p;
+            dp[e] = scale * p * (dp[e] - delta);
+        }
+    }
+}
+
+/* -- Entries per level ---------------------------------------------------------------------- */
+#define DEFINE_LEAVES(LEVEL, AT, NR)                                                        \
+    AT FUSED static void act_fwd_##LEVEL(float *y, const float *x, i64 n, nxt_act_kind k) { \
+        act_fwd_body(y, x, n, k);                                                           \
+    }                                                                                       \
+    AT FUSED static void act_bwd_##LEVEL(float *dx, const float *dy, const float *x, i64 n, \
+                                         nxt_act_kind k) {                                  \
+        act_bwd_body(dx, dy, x, n, k);                                                      \
+    }                                                                                       \
+    AT FUSED static void add_##LEVEL(float *y, const float *a, const float *b,              \
+                                     const float *c, i64 n) {                               \
+        add_body(y, a, b, c, n);                                                            \
+    }                                                                                       \
+    AT FUSED static void norm_fwd_##LEVEL(float *y, float *stats, const float *x,           \
+                                          const float *w, const float *b, i64 n, float eps, \
+                                          nxt_norm_kind k) {                                \
+        norm_fwd_body(y, stats, x, w, b, n, eps, k);                                        \
+    }                                                                                       \
+    AT FUSED static void norm_bwd_##LEVEL(float *dx, float *dw, float *db, const float *dy, \
+                                          const float *x, const float *w,                   \
+                                          const float *stats, i64 n, nxt_norm_kind k) {     \
+        norm_bwd_body(dx, dw, db, dy, x, w, stats, n, k);                                   \
+    }                                                                                       \
+    AT FUSED static float xent_##LEVEL(float *z, i64 n, i32 label, bool backward) {         \
+        return xent_body(z, n, label, backward);                                            \
+    }                                                                                       \
+    AT FUSED static double sumsq_##LEVEL(const float *x, i64 n) { return sumsq_body(x, n); } \
+    AT FUSED static void adamw_##LEVEL(const nxt_adamw *u, i64 from, i64 n) {               \
+        adamw_body(u, from, n);                                                             \
+    }                                                                                       \
+    AT FUSED static void rope_##LEVEL(float *head, const float *c, const float *s, i64 n,   \
+                                      i64 apart) {                                          \
+        rope_body(head, c, s, n, apart);                                                    \
+    }                                                                                       \
+    AT FUSED static float dot_##LEVEL(const float *a, const float *b, i64 n) {              \
+        return dot_body(a, b, n);                                                           \
+    }                                                                                       \
+    AT FUSED static void attend_row_##LEVEL(float *y, float *lse, const float *q,           \
+                                            const float *k, i64 k_step, const float *v,     \
+                                            i64 v_step, i64 keys, i64 size, float scale) {  \
+        attend_row_body(y, lse, q, k, k_step, v, v_step, keys, size, scale);                \
+    }                                                                                       \
+    AT FUSED static void softmax_##LEVEL(float *s, i64 keys, i64 at, const lane_state *q,        \
+                                         float scale) {                                     \
+        softmax_body(s, keys, at, q, scale, NR);                                            \
+    }                                                                                       \
+    AT FUSED static void rescale_##LEVEL(float *out, const float *tile,                     \
+                                         const float *shrink, i64 rows) {                   \
+        rescale_body(out, tile, shrink, rows, NR);                                          \
+    }                                                                                       \
+    AT FUSED static void slope_by_query_##LEVEL(float *s, const float *dp, i64 keys,        \
+                                                i64 at, const lane_state *q, float scale) {      \
+        slope_by_query_body(s, dp, keys, at, q, scale, NR);                                 \
+    }                                                                                       \
+    AT FUSED static void slope_by_key_##LEVEL(float *s, float *dp, i64 queries, i64 at,     \
+                                              const lane_state *q, float scale) {                \
+        slope_by_key_body(s, dp, queries, at, q, scale, NR);                                \
+    }
+
+#define LEAVES(LEVEL)                                                                       \
+    .pack = pack_##LEVEL, .merge = merge_##LEVEL, .act_fwd = act_fwd_##LEVEL,               \
+    .act_bwd = act_bwd_##LEVEL, .add = add_##LEVEL, .norm_fwd = norm_fwd_##LEVEL,           \
+    .norm_bwd = norm_bwd_##LEVEL, .xent = xent_##LEVEL, .sumsq = sumsq_##LEVEL,             \
+    .adamw = adamw_##LEVEL, .rope = rope_##LEVEL, .dot = dot_##LEVEL,                       \
+    .attend_row = attend_row_##LEVEL, .softmax = softmax_##LEVEL,                           \
+    .rescale = rescale_##LEVEL, .slope_by_query = slope_by_query_##LEVEL,                   \
+    .slope_by_key = slope_by_key_##LEVEL
+
+DEFINE_LEAVES(baseline, AT_BASELINE, 8)
+static const kernels fast_baseline = {
+    .mr = BASELINE_MR, .nr = 8, .tile = BASELINE_TILES, LEAVES(baseline)};
+
 #if NXT_HAS_X86
-    &kernels_avx2, &kernels_avx512
+DEFINE_LEAVES(avx2, AT_AVX2, 24)
+static const kernels fast_avx2 = {
+    .mr = 4, .nr = 24, .tile = {tile4_avx2}, LEAVES(avx2)};
+
+DEFINE_LEAVES(avx512, AT_AVX512, 32)
+static const kernels fast_avx512 = {
+    .mr = 12, .nr = 32, .tile = {tile4_avx512, tile8_avx512, tile12_avx512}, LEAVES(avx512)};
 #endif
-    };
-    cx->fast = of[level];
-    if (level) t->matmul = fast_matmul;
+
+/* -- Drivers: rows --------------------------------------------------------------------------
+ * Most operations are the same work on every row, or on pieces of rows. A task is about
+ * GRAIN elements: long enough to be worth handing out, short enough to share evenly. */
+enum { GRAIN = 1 << 14 };
+
+typedef struct row_job {
+    const kernels *f;
+    void (*run)(const struct row_job *j, i64 task, i64 r, i64 c, i64 n);
+    i64 rows, cols, piece, rows_per_task;
+    mat y, a, b, c;
+    heads x, x2;
+    const i32 *index, *index2;
+    const float *w, *bias;
+    const nxt_adamw *update;
+    double *sums;
+    float *loss;
+    float value;
+    int kind;
+} row_job;
+
+static void row_task(void *arg, i64 task) {
+    const row_job *j = arg;
+    const i64 across = ceil_div(j->cols, j->piece), c = task % across * j->piece;
+    const i64 from = task / across * j->rows_per_task;
+    for (i64 r = from; r < min64(j->rows, from + j->rows_per_task); r++)
+        j->run(j, task, r, c, min64(j->piece, j->cols - c));
+}
+
+/* Runs j on rows x cols, in pieces of at most `piece` columns. Returns the tasks made. */
+static i64 for_rows(nxt_context *cx, row_job *j, i64 rows, i64 cols, i64 piece) {
+    if (!rows || !cols) return 0;
+    j->f = cx->fast;
+    j->rows = rows;
+    j->cols = cols;
+    j->piece = min64(cols, piece);
+    j->rows_per_task = max64(1, GRAIN / j->piece);
+    const i64 tasks = ceil_div(cols, j->piece) * ceil_div(rows, j->rows_per_task);
+    parallel_for(cx, tasks, row_task, j);
+    return tasks;
+}
+
+/* One row as aligned f32: the row itself, or a copy in *space, which moves on. */
+static const float *as_floats(mat row, float **space) {
+    if (!row.p || (row.type == F32 && (uintptr_t)row.p % sizeof(float) == 0)) return row.p;
+    float *copy = *space;
+    load_floats(copy, row.p, row.type, 0, row.cols);
+    *space += row.cols;
+    return copy;
+}
+
+static void act_fwd_row(const row_job *j, i64 task, i64 r, i64 c, i64 n) {
+    (void)task;
+    j->f->act_fwd(row_of(j->y, r) + c, row_of(j->a, r) + c, n, (nxt_act_kind)j->kind);
+}
+static void fast_act_fwd(void *s, mat y, mat x, nxt_act_kind kind) {
+    row_job j = {.run = act_fwd_row, .y = y, .a = x, .kind = (int)kind};
+    for_rows(s, &j, y.rows, y.cols, GRAIN);
+}
+
+static void act_bwd_row(const row_job *j, i64 task, i64 r, i64 c, i64 n) {
+    (void)task;
+    j->f->act_bwd(row_of(j->y, r) + c, row_of(j->a, r) + c, row_of(j->b, r) + c, n,
+                  (nxt_act_kind)j->kind);
+}
+static void fast_act_bwd(void *s, mat dx, mat dy, mat x, nxt_act_kind kind) {
+    row_job j = {.run = act_bwd_row, .y = dx, .a = dy, .b = x, .kind = (int)kind};
+    for_rows(s, &j, dx.rows, dx.cols, GRAIN);
+}
+
+static void add_row(const row_job *j, i64 task, i64 r, i64 c, i64 n) {
+    (void)task;
+    j->f->add(row_of(j->y, r) + c, row_of(j->a, r) + c, row_of(j->b, r) + c,
+              j->c.p ? row_of(j->c, r) + c : NULL, n);
+}
+static void fast_add(void *s, mat y, mat a, mat b, mat c) {
+    row_job j = {.run = add_row, .y = y, .a = a, .b = b, .c = c};
+    for_rows(s, &j, y.rows, y.cols, GRAIN);
+}
+
+static void norm_fwd_row(const row_job *j, i64 task, i64 r, i64 c, i64 n) {
+    (void)task, (void)c;
+    j->f->norm_fwd(row_of(j->y, r), row_of(j->c, r), row_of(j->a, r), j->w, j->bias, n,
+                   j->value, (nxt_norm_kind)j->kind);
+}
+static void fast_norm_fwd(void *s, mat y, mat stats, mat x, mat w, mat b, float eps,
+                          nxt_norm_kind kind) {
+    float *space = ((nxt_context *)s)->workspace;
+    row_job j = {.run = norm_fwd_row, .y = y, .a = x, .c = stats, .value = eps,
+                 .kind = (int)kind, .w = as_floats(w, &space), .bias = as_floats(b, &space)};
+    for_rows(s, &j, x.rows, x.cols, x.cols);
+}
+
+static void xent_row(const row_job *j, i64 task, i64 r, i64 c, i64 n) {
+    (void)task, (void)c;
+    float *z = row_of(j->y, r);
+    const i32 label = j->index[r];
+    j->loss[r] = label < 0 ? 0 : j->f->xent(z, n, label, j->kind);
+    if (label < 0 && j->kind) memset(z, 0, (size_t)n * sizeof *z);
+}
+static void fast_xent(void *s, float *loss, mat logits, const i32 *label, int backward) {
+    row_job j = {.run = xent_row, .y = logits, .loss = loss, .index = label,
+                 .kind = backward};
+    for_rows(s, &j, logits.rows, logits.cols, logits.cols);
+}
+
+static void rope_row(const row_job *j, i64 task, i64 r, i64 c, i64 n) {
+    enum { MOST = 128 };
+    float cosine[MOST], sine[MOST];
+    (void)task, (void)c;
+    for (i64 from = 0; from < n; from += MOST) { /* one turn per pair, for all heads */
+        const i64 pairs = min64(MOST, n - from);
+        for (i64 i = 0; i < pairs; i++) {
+            const float angle = (float)j->index[r] * j->w[from + i];
+            cosine[i] = cosf(angle);
+            sine[i] = j->value * sinf(angle);
+        }
+        for (int h = 0; h < j->x.heads; h++)
+            j->f->rope(head_of(j->x, r, h) + from, cosine, sine, pairs, n);
+    }
+}
+static void fast_rope(void *s, heads x, const float *freq, int pairs, const i32 *pos,
+                      float sign) {
+    row_job j = {.run = rope_row, .x = x, .w = freq, .index = pos, .value = sign};
+    for_rows(s, &j, x.rows, pairs, pairs);
+}
+
+static void embed_fwd_row(const row_job *j, i64 task, i64 r, i64 c, i64 n) {
+    float *y = row_of(j->y, r) + c, wpe[BLOCK];
+    (void)task;
+    load_floats(y, j->a.p, j->a.type, j->index[r] * j->a.stride + c, n);
+    for (i64 i = 0; j->b.p && i < n; i += BLOCK) {
+        const i64 m = min64(BLOCK, n - i);
+        load_floats(wpe, j->b.p, j->b.type, j->index2[r] * j->b.stride + c + i, m);
+        for (i64 k = 0; k < m; k++) y[i + k] += wpe[k];
+    }
+}
+static void fast_embed_fwd(void *s, mat y, mat wte, mat wpe, const i32 *ids, const i32 *pos) {
+    row_job j = {.run = embed_fwd_row, .y = y, .a = wte, .b = wpe, .index = ids,
+                 .index2 = pos};
+    for_rows(s, &j, y.rows, y.cols, GRAIN);
+}
+
+static void gather_row(const row_job *j, i64 task, i64 r, i64 c, i64 n) {
+    (void)task;
+    memcpy(row_of(j->y, r) + c, row_of(j->a, j->index[r]) + c, (size_t)n * sizeof(float));
+}
+static void fast_gather(void *s, mat y, mat x, const i32 *rows) {
+    row_job j = {.run = gather_row, .y = y, .a = x, .index = rows};
+    for_rows(s, &j, y.rows, y.cols, GRAIN);
+}
+
+static void scatter_row(const row_job *j, i64 task, i64 r, i64 c, i64 n) {
+    (void)task;
+    memcpy(row_of(j->y, j->index[r]) + c, row_of(j->a, r) + c, (size_t)n * sizeof(float));
+}
+static void fast_scatter(void *s, mat y, mat x, const i32 *rows) { /* rows are distinct */
+    row_job j = {.run = scatter_row, .y = y, .a = x, .index = rows};
+    for_rows(s, &j, x.rows, x.cols, GRAIN);
+}
+
+static void store_row(const row_job *j, i64 task, i64 r, i64 c, i64 n) {
+    (void)task, (void)c, (void)n;
+    for (int h = 0; h < j->x2.heads; h++)
+        memcpy(head_of(j->x, j->index[r], h), head_of(j->x2, r, h),
+               (size_t)j->x2.size * sizeof(float));
+}
+static void fast_store(void *s, heads y, heads x, const i32 *slot) {
+    row_job j = {.run = store_row, .x = y, .x2 = x, .index = slot};
+    const i64 cols = (i64)x.heads * x.size;
+    for_rows(s, &j, x.rows, cols, cols);
+}
+
+static void fill_row(const row_job *j, i64 task, i64 r, i64 c, i64 n) {
+    float *y = row_of(j->y, r) + c;
+    (void)task;
+    for (i64 i = 0; i < n; i++) y[i] = j->value;
+}
+static void fast_fill(void *s, mat x, float value) {
+    row_job j = {.run = fill_row, .y = x, .value = value};
+    for_rows(s, &j, x.rows, x.cols, GRAIN);
+}
+
+static void convert_row(const row_job *j, i64 task, i64 r, i64 c, i64 n) {
+    float block[BLOCK];
+    (void)task;
+    if (j->y.type == F32) {
+        load_floats(row_of(j->y, r) + c, j->a.p, j->a.type, r * j->a.stride + c, n);
+        return;
+    }
+    u16 *y = (u16 *)j->y.p + r * j->y.stride + c;
+    for (i64 i = 0; i < n; i += BLOCK) {
+        const i64 m = min64(BLOCK, n - i);
+        load_floats(block, j->a.p, j->a.type, r * j->a.stride + c + i, m);
+        for (i64 k = 0; k < m; k++)
+            y[i + k] = j->y.type == F16 ? f32_to_f16(block[k]) : f32_to_bf16(block[k]);
+    }
+}
+static void fast_convert(void *s, mat y, mat x) {
+    row_job j = {.run = convert_row, .y = y, .a = x};
+    for_rows(s, &j, y.rows, y.cols, GRAIN);
+}
+
+static void adamw_row(const row_job *j, i64 task, i64 r, i64 c, i64 n) {
+    (void)task, (void)r;
+    j->f->adamw(j->update, c, n);
+}
+static void fast_adamw(void *s, const nxt_adamw *u) {
+    row_job j = {.run = adamw_row, .update = u};
+    for_rows(s, &j, 1, u->n, GRAIN);
+}
+
+/* -- Drivers: sums over rows ----------------------------------------------------------------- */
+static void sumsq_row(const row_job *j, i64 task, i64 r, i64 c, i64 n) {
+    const double before = r % j->rows_per_task ? j->sums[task] : 0;
+    j->sums[task] = before + j->f->sumsq(row_of(j->y, r) + c, n);
+}
+static void fast_sumsq(void *s, double *out, mat x) {
+    row_job j = {.run = sumsq_row, .y = x, .sums = (void *)((nxt_context *)s)->workspace};
+    const i64 tasks = for_rows(s, &j, x.rows, x.cols, GRAIN);
+    for (i64 i = 0; i < tasks; i++) *out += j.sums[i];
+}
+
+/* Rows repeat an id, so a task takes all rows of a few columns: it adds in their order. */
+static void embed_bwd_task(void *arg, i64 task) {
+    const row_job *j = arg;
+    const i64 c0 = task * j->piece, c1 = min64(j->cols, c0 + j->piece);
+    for (i64 r = 0; r < j->rows; r++) {
+        const float *restrict dy = row_of(j->y, r);
+        float *restrict wte = j->a.p ? row_of(j->a, j->index[r]) : NULL;
+        float *restrict wpe = j->b.p ? row_of(j->b, j->index2[r]) : NULL;
+        for (i64 c = c0; wte && c < c1; c++) wte[c] += dy[c];
+        for (i64 c = c0; wpe && c < c1; c++) wpe[c] += dy[c];
+    }
+}
+static void fast_embed_bwd(void *s, mat dwte, mat dwpe, mat dy, const i32 *ids,
+                           const i32 *pos) {
+    row_job j = {.y = dy, .a = dwte, .b = dwpe, .index = ids, .index2 = pos,
+                 .rows = dy.rows, .cols = dy.cols, .piece = BLOCK};
+    parallel_for(s, ceil_div(dy.cols, BLOCK), embed_bwd_task, &j);
+}
+
+/* Sums over the rows: every block of rows adds into its own pair of lines, then the lines
+ * are added from the first block to the last. */
+enum { SUM_BLOCKS = 128 };
+
+typedef struct sum_job {
+    const kernels *f;
+    mat dx, dy, x, stats;
+    const float *w;
+    nxt_norm_kind kind;
+    i64 rows_per_block, blocks, cols;
+    float *lines, *dw, *db; /* lines: (blocks, 2, cols): dw, db */
+} sum_job;
+
+static void sum_rows_task(void *arg, i64 block) {
+    const sum_job *j = arg;
+    const i64 from = block * j->rows_per_block, C = j->cols;
+    const i64 end = min64(j->dy.rows, from + j->rows_per_block);
+    float *dw = j->lines + block * 2 * C, *db = dw + C;
+    memset(dw, 0, 2 * (size_t)C * sizeof *dw);
+    for (i64 r = from; r < end; r++)
+        if (j->dx.p)
+            j->f->norm_bwd(row_of(j->dx, r), j->dw ? dw : NULL, j->db ? db : NULL,
+                           row_of(j->dy, r), row_of(j->x, r), j->w, row_of(j->stats, r), C,
+                           j->kind);
+        else j->f->add(db, db, row_of(j->dy, r), NULL, C);
+}
+
+static void sum_lines_task(void *arg, i64 task) {
+    const sum_job *j = arg;
+    const i64 from = task * BLOCK, n = min64(BLOCK, j->cols - from);
+    for (int which = 0; which < 2; which++) {
+        float *out = which ? j->db : j->dw, total[BLOCK] = {0};
+        const float *line = j->lines + which * j->cols + from;
+        if (!out) continue;
+        for (i64 b = 0; b < j->blocks; b++, line += 2 * j->cols)
+            for (i64 i = 0; i < n; i++) total[i] += line[i];
+        for (i64 i = 0; i < n; i++) out[from + i] += total[i];
+    }
+}
+
+static void sum_rows(nxt_context *cx, sum_job *j) {
+    if (!j->dy.rows || !j->dy.cols) return;
+    j->f = cx->fast;
+    j->cols = j->dy.cols;
+    const i64 room = cx->workspace + WORKSPACE - j->lines;
+    const i64 most = max64(1, min64(SUM_BLOCKS, room / (2 * j->cols)));
+    j->rows_per_block = max64(ceil_div(j->dy.rows, most), min64(16, GRAIN / j->cols + 1));
+    j->blocks = ceil_div(j->dy.rows, j->rows_per_block);
+    parallel_for(cx, j->blocks, sum_rows_task, j);
+    if (j->dw || j->db) parallel_for(cx, ceil_div(j->cols, BLOCK), sum_lines_task, j);
+}
+
+static void fast_norm_bwd(void *s, mat dx, mat dw, mat db, mat dy, mat x, mat w, mat stats,
+                          nxt_norm_kind kind) {
+    float *space = ((nxt_context *)s)->workspace;
+    sum_job j = {.dx = dx, .dy = dy, .x = x, .stats = stats, .w = as_floats(w, &space),
+                 .kind = kind, .lines = space, .dw = dw.p, .db = db.p};
+    sum_rows(s, &j);
+}
+
+static void fast_bias_bwd(void *s, mat db, mat dy) {
+    sum_job j = {.dy = dy, .lines = ((nxt_context *)s)->workspace, .db = db.p};
+    sum_rows(s, &j);
+}
+
+/* -- Drivers: attention ------------------------------------------------------------------------
+ * No T x T matrix. A task owns LANE_PANELS panels of nr lanes of one head (queries, or keys
+ * for dk and dv) and walks through the other side in chunks of CHUNK rows, skipping those
+ * that none of its lanes sees. All products are tiles of §7:
+ *
+ *                      scores s[row][lane]             accumulated out[d][lane]
+ *   forward  keys x queries    s = K Q'                        y'  = V' p
+ *   dq       keys x queries    s = K Q',  dp = V dY'           dq' = K' ds
+ *   dk, dv   queries x keys    s = Q K',  dp = dY V'           dk' = Q' ds,  dv' = dY' p
+ *
+ * dk and dv get their own pass, which computes s and dp again (7 products where 5 would do):
+ * so every number is summed by one task in one order. */
+enum { LANE_PANELS = 4, CHUNK = 96 };
+
+typedef struct attention_job {
+    const kernels *f;
+    heads y, q, k, v, dy, dq, dk, dv;
+    mat lse, delta;
+    const i32 *first, *last;
+    float scale;
+    float *space;     /* one slot per task that runs at the moment */
+    i64 slot, padded; /* floats of a slot; head size rounded up to whole tiles */
+    _Atomic u64 free; /* bit i: slot i is free */
+} attention_job;
+
+/* What a task works with: lane side, row side, sums. */
+typedef struct workbench {
+    float *lane[2];      /* panels (LANE_PANELS, size, nr) */
+    float *row[4];       /* panels of CHUNK rows, or of the head's columns */
+    float *out[2];       /* (LANE_PANELS, padded, nr) */
+    float *s, *dp, *tile; /* (CHUNK, nr) twice, (padded, nr) */
+    float *top, *sum, *shrink, *lse, *delta;
+    i32 *first, *last;
+} workbench;
+
+/* A zero fill would do for the lanes that the last panel lacks, but for first and last. */
+static i64 lay_out(const attention_job *a, float *at, workbench *b) {
+    float *const start = at;
+    const i64 nr = a->f->nr, lanes = LANE_PANELS * nr, stats = lanes > CHUNK ? lanes : CHUNK;
+    for (int i = 0; i < 2; i++, at += lanes * a->q.size) b->lane[i] = at;
+    for (int i = 0; i < 4; i++, at += CHUNK * a->padded) b->row[i] = at;
+    for (int i = 0; i < 2; i++, at += lanes * a->padded) b->out[i] = at;
+    b->s = at, at += CHUNK * nr;
+    b->dp = at, at += CHUNK * nr;
+    b->tile = at, at += a->padded * nr;
+    float **const stat[] = {&b->top, &b->sum, &b->shrink, &b->lse, &b->delta};
+    for (int i = 0; i < 5; i++, at += stats) *stat[i] = at;
+    b->first = (i32 *)(void *)at, at += stats;
+    b->last = (i32 *)(void *)at, at += stats;
+    return (at - start + 15) / 16 * 16;
+}
+
+static void attention_space(nxt_context *cx, attention_job *a) {
+    workbench unused;
+    a->f = cx->fast;
+    a->padded = ceil_div(a->q.size, 12) * 12;
+    a->space = cx->workspace;
+    a->slot = lay_out(a, a->space, &unused);
+    const i64 slots = min64(64, WORKSPACE / a->slot);
+    atomic_init(&a->free, slots < 64 ? ((u64)1 << slots) - 1 : ~(u64)0);
+}
+
+static int take_slot(attention_job *a, workbench *b) {
+    u64 free = atomic_load(&a->free);
+    while (!free || !atomic_compare_exchange_weak(&a->free, &free, free & (free - 1)))
+        if (!free) free = atomic_load(&a->free); /* more threads than slots: rare */
+    const int slot = __builtin_ctzll(free);
+    lay_out(a, a->space + slot * a->slot, b);
+    return slot;
+}
+static void give_slot(attention_job *a, int slot) { atomic_fetch_or(&a->free, (u64)1 << slot); }
+
+/* Panels whose lanes are rows of a head, and panels whose lanes are its columns. */
+static void pack_rows_of(const attention_job *a, float *out, heads x, i64 h, i64 row, i64 rows,
+                         i64 width) {
+    const operand o = {(const char *)head_of(x, 0, h), F32, x.stride, 1};
+    a->f->pack(out, &o, row, rows, 0, x.size, width, width * x.size);
+}
+static void pack_columns_of(const attention_job *a, float *out, heads x, i64 h, i64 row,
+                            i64 rows) {
+    const operand o = {(const char *)head_of(x, 0, h), F32, 1, x.stride};
+    a->f->pack(out, &o, 0, x.size, row, rows, a->f->mr, a->f->mr * rows);
+}
+
+/* out[m][lane] = sum over k of a[k][m] b[k][lane], m < M */
+static void tiles(const kernels *f, float *out, const float *a, const float *b, i64 M, i64 K) {
+    for (i64 m = 0; m < M; m += f->mr)
+        f->tile[(min64(f->mr, M - m) - 1) / 4](out + m * f->nr, a + m * K, b, K, f->nr);
+}
+
+/* Does any of n queries see a key in [from, end)? */
+static bool any_sees(const i32 *first, const i32 *last, i64 n, i64 from, i64 end) {
+    for (i64 i = 0; i < n; i++)
+        if (first[i] < end && last[i] >= from) return true;
+    return false;
+}
+
+/* Ranges of `lanes` queries from n0, and the keys they see in all: [*from, *end). */
+static void set_ranges(const attention_job *a, workbench *b, i64 n0, i64 count, i64 lanes, i64 *from,
+                       i64 *end) {
+    *from = a->k.rows, *end = 0;
+    for (i64 i = 0; i < lanes; i++) { /* a lane without a query sees nothing */
+        b->first[i] = i < count ? a->first[n0 + i] : 1;
+        b->last[i] = i < count ? a->last[n0 + i] : 0;
+        if (b->first[i] > b->last[i]) continue;
+        *from = min64(*from, b->first[i]);
+        *end = max64(*end, b->last[i] + 1);
+    }
+}
+
+static lane_state lanes_at(const workbench *b, i64 at) {
+    return (lane_state){.first = b->first + at, .last = b->last + at, .top = b->top + at,
+                   .sum = b->sum + at, .shrink = b->shrink + at, .lse = b->lse + at,
+                   .delta = b->delta + at};
+}
+
+/* Writes out[d][lane] to rows n0.. of a head, times factor[lane] (absent: 1). */
+static void write_lanes(const attention_job *a, heads y, i64 h, i64 n0, i64 count,
+                        const float *out, const float *factor) {
+    const i64 nr = a->f->nr;
+    for (i64 i = 0; i < count; i++) {
+        const float *from = out + i / nr * a->padded * nr + i % nr;
+        float *to = head_of(y, n0 + i, h), scale = factor ? factor[i] : 1;
+        for (i64 d = 0; d < y.size; d++) to[d] = from[d * nr] * scale;
+    }
+}
+
+static void attention_fwd_task(void *arg, i64 task) {
+    attention_job *a = arg;
+    const kernels *f = a->f;
+    const i64 nr = f->nr, D = a->q.size, H = a->q.heads, h = task % H;
+    const i64 n0 = task / H * LANE_PANELS * nr, g = h / (H / a->k.heads);
+    const i64 count = min64(LANE_PANELS * nr, a->q.rows - n0), width = ceil_div(count, nr) * nr;
+    i64 from, end;
+    workbench b;
+    const int slot = take_slot(a, &b);
+    set_ranges(a, &b, n0, count, width, &from, &end);
+    pack_rows_of(a, b.lane[0], a->q, h, n0, count, nr);
+    memset(b.out[0], 0, (size_t)(width * a->padded) * sizeof(float));
+    for (i64 i = 0; i < width; i++) b.top[i] = -INFINITY, b.sum[i] = 0;
+    for (i64 j = from; j < end; j += CHUNK) {
+        const i64 keys = min64(CHUNK, end - j);
+        if (!any_sees(b.first, b.last, count, j, j + keys)) continue;
+        pack_rows_of(a, b.row[0], a->k, g, j, keys, f->mr);
+        pack_columns_of(a, b.row[1], a->v, g, j, keys);
+        for (i64 l = 0; l < width; l += nr) {
+            const lane_state q = lanes_at(&b, l);
+            if (!any_sees(q.first, q.last, nr, j, j + keys)) continue;
+            tiles(f, b.s, b.row[0], b.lane[0] + l * D, keys, D);
+            f->softmax(b.s, keys, j, &q, a->scale);
+            tiles(f, b.tile, b.row[1], b.s, D, keys);
+            f->rescale(b.out[0] + l * a->padded, b.tile, q.shrink, D);
+        }
+    }
+    for (i64 i = 0; i < count; i++) {
+        row_of(a->lse, n0 + i)[h] = b.top[i] + logf(b.sum[i]);
+        b.sum[i] = 1 / b.sum[i];
+    }
+    write_lanes(a, a->y, h, n0, count, b.out[0], b.sum);
+    give_slot(a, slot);
+}
+
+static void attention_row_task(void *arg, i64 task) {
+    const attention_job *a = arg;
+    const i64 H = a->q.heads, n = task / H, h = task % H, g = h / (H / a->k.heads);
+    const i64 from = a->first[n];
+    a->f->attend_row(head_of(a->y, n, h), &row_of(a->lse, n)[h], head_of(a->q, n, h),
+                     head_of(a->k, from, g), a->k.stride, head_of(a->v, from, g), a->v.stride,
+                     a->last[n] - from + 1, a->q.size, a->scale);
+}
+
+/* Panels pay when neighbouring rows see the same keys. One row per sequence (decoding) has
+ * none: then each row goes by itself. */
+static bool rows_share_keys(const attention_job *a) {
+    i64 strangers = 0, N = a->q.rows;
+    for (i64 n = 1; n < N; n++)
+        strangers += a->first[n] > a->last[n - 1] || a->last[n] < a->first[n - 1];
+    return N >= 4 && strangers * 4 < N;
+}
+
+static void fast_attention_fwd(void *s, heads y, mat lse, heads q, heads k, heads v,
+                               const i32 *first, const i32 *last, float scale) {
+    attention_job a = {.y = y, .q = q, .k = k, .v = v, .lse = lse, .first = first, .last = last,
+                   .scale = scale};
+    attention_space(s, &a);
+    if (!rows_share_keys(&a)) {
+        parallel_for(s, q.rows * q.heads, attention_row_task, &a);
+        return;
+    }
+    parallel_for(s, ceil_div(q.rows, LANE_PANELS * a.f->nr) * q.heads, attention_fwd_task, &a);
+}
+
+static void delta_task(void *arg, i64 n) { /* dy.y of every head: §6 */
+    const attention_job *a = arg;
+    for (int h = 0; h < a->q.heads; h++)
+        row_of(a->delta, n)[h] = a->f->dot(head_of(a->dy, n, h), head_of(a->y, n, h),
+                                           a->q.size);
+}
+
+static void attention_dq_task(void *arg, i64 task) {
+    attention_job *a = arg;
+    const kernels *f = a->f;
+    const i64 nr = f->nr, D = a->q.size, H = a->q.heads, h = task % H;
+    const i64 n0 = task / H * LANE_PANELS * nr, g = h / (H / a->k.heads);
+    const i64 count = min64(LANE_PANELS * nr, a->q.rows - n0), width = ceil_div(count, nr) * nr;
+    i64 from, end;
+    workbench b;
+    const int slot = take_slot(a, &b);
+    set_ranges(a, &b, n0, count, width, &from, &end);
+    pack_rows_of(a, b.lane[0], a->q, h, n0, count, nr);
+    pack_rows_of(a, b.lane[1], a->dy, h, n0, count, nr);
+    memset(b.out[0], 0, (size_t)(width * a->padded) * sizeof(float));
+    for (i64 i = 0; i < width; i++) {
+        b.shrink[i] = 1;
+        b.lse[i] = i < count ? row_of(a->lse, n0 + i)[h] : 0;
+        b.delta[i] = i < count ? row_of(a->delta, n0 + i)[h] : 0;
+    }
+    for (i64 j = from; j < end; j += CHUNK) {
+        const i64 keys = min64(CHUNK, end - j);
+        if (!any_sees(b.first, b.last, count, j, j + keys)) continue;
+        pack_rows_of(a, b.row[0], a->k, g, j, keys, f->mr);
+        pack_rows_of(a, b.row[1], a->v, g, j, keys, f->mr);
+        pack_columns_of(a, b.row[2], a->k, g, j, keys);
+        for (i64 l = 0; l < width; l += nr) {
+            const lane_state q = lanes_at(&b, l);
+            if (!any_sees(q.first, q.last, nr, j, j + keys)) continue;
+            tiles(f, b.s, b.row[0], b.lane[0] + l * D, keys, D);
+            tiles(f, b.dp, b.row[1], b.lane[1] + l * D, keys, D);
+            f->slope_by_query(b.s, b.dp, keys, j, &q, a->scale);
+            tiles(f, b.tile, b.row[2], b.s, D, keys);
+            f->rescale(b.out[0] + l * a->padded, b.tile, q.shrink, D);
+        }
+    }
+    write_lanes(a, a->dq, h, n0, count, b.out[0], NULL);
+    give_slot(a, slot);
+}
+
+/* One chunk of the queries of head h against the task's keys. */
+static void dkv_chunk(const attention_job *a, const workbench *b, i64 h, i64 n, i64 queries, i64 key,
+                      i64 count) {
+    const kernels *f = a->f;
+    const i64 nr = f->nr, D = a->q.size;
+    const lane_state q = {.first = a->first + n, .last = a->last + n, .lse = b->lse,
+                     .delta = b->delta};
+    for (i64 i = 0; i < queries; i++) {
+        b->lse[i] = row_of(a->lse, n + i)[h];
+        b->delta[i] = row_of(a->delta, n + i)[h];
+    }
+    pack_rows_of(a, b->row[0], a->q, h, n, queries, f->mr);
+    pack_rows_of(a, b->row[1], a->dy, h, n, queries, f->mr);
+    pack_columns_of(a, b->row[2], a->q, h, n, queries);
+    pack_columns_of(a, b->row[3], a->dy, h, n, queries);
+    for (i64 l = 0; l < count; l += nr) {
+        if (!any_sees(q.first, q.last, queries, key + l, key + min64(count, l + nr))) continue;
+        tiles(f, b->s, b->row[0], b->lane[0] + l * D, queries, D);
+        tiles(f, b->dp, b->row[1], b->lane[1] + l * D, queries, D);
+        f->slope_by_key(b->s, b->dp, queries, key + l, &q, a->scale);
+        tiles(f, b->tile, b->row[2], b->dp, D, queries);
+        f->rescale(b->out[0] + l * a->padded, b->tile, b->shrink, D);
+        tiles(f, b->tile, b->row[3], b->s, D, queries);
+        f->rescale(b->out[1] + l * a->padded, b->tile, b->shrink, D);
+    }
+}
+
+static void attention_dkv_task(void *arg, i64 task) {
+    attention_job *a = arg;
+    const i64 nr = a->f->nr, G = a->k.heads, g = task % G, group = a->q.heads / G;
+    const i64 key = task / G * LANE_PANELS * nr, N = a->q.rows;
+    const i64 count = min64(LANE_PANELS * nr, a->k.rows - key);
+    const size_t bytes = (size_t)(LANE_PANELS * nr * a->padded) * sizeof(float);
+    workbench b;
+    const int slot = take_slot(a, &b);
+    pack_rows_of(a, b.lane[0], a->k, g, key, count, nr);
+    pack_rows_of(a, b.lane[1], a->v, g, key, count, nr);
+    memset(b.out[0], 0, bytes);
+    memset(b.out[1], 0, bytes);
+    for (i64 i = 0; i < nr; i++) b.shrink[i] = 1;
+    for (i64 n = 0; n < N; n += CHUNK) {
+        const i64 queries = min64(CHUNK, N - n);
+        if (!any_sees(a->first + n, a->last + n, queries, key, key + count)) continue;
+        for (i64 h = g * group; h < (g + 1) * group; h++)
+            dkv_chunk(a, &b, h, n, queries, key, count);
+    }
+    write_lanes(a, a->dk, g, key, count, b.out[0], NULL);
+    write_lanes(a, a->dv, g, key, count, b.out[1], NULL);
+    give_slot(a, slot);
+}
+
+static void fast_attention_bwd(void *s, heads dq, heads dk, heads dv, heads dy, heads y,
+                               mat lse, mat work, heads q, heads k, heads v, const i32 *first,
+                               const i32 *last, float scale) {
+    attention_job a = {.y = y, .q = q, .k = k, .v = v, .dy = dy, .dq = dq, .dk = dk, .dv = dv,
+                   .lse = lse, .delta = work, .first = first, .last = last, .scale = scale};
+    attention_space(s, &a);
+    const i64 lanes = LANE_PANELS * a.f->nr;
+    parallel_for(s, q.rows, delta_task, &a);
+    parallel_for(s, ceil_div(q.rows, lanes) * q.heads, attention_dq_task, &a);
+    parallel_for(s, ceil_div(k.rows, lanes) * k.heads, attention_dkv_task, &a);
+}
+
+/* -- The table ------------------------------------------------------------------------------ */
+static void fill_level(nxt_context *cx, nxt_backend *t, int level) {
+    if (level == 0) return;
+    cx->fast = &fast_baseline;
+#if NXT_HAS_X86
+    if (level == 2) cx->fast = &fast_avx2;
+    if (level == 3) cx->fast = &fast_avx512;
+#endif
+    t->matmul = fast_matmul, t->bias_bwd = fast_bias_bwd;
+    t->embed_fwd = fast_embed_fwd, t->embed_bwd = fast_embed_bwd;
+    t->norm_fwd = fast_norm_fwd, t->norm_bwd = fast_norm_bwd;
+    t->attention_fwd = fast_attention_fwd, t->attention_bwd = fast_attention_bwd;
+    t->act_fwd = fast_act_fwd, t->act_bwd = fast_act_bwd, t->rope = fast_rope;
+    t->add = fast_add, t->gather = fast_gather, t->scatter = fast_scatter;
+    t->store = fast_store, t->fill = fast_fill, t->convert = fast_convert;
+    t->xent = fast_xent, t->sumsq = fast_sumsq, t->adamw = fast_adamw;
 }
 #else
-static void fill_level(nxt_context *cx, nxt_backend *t, int level) { (void)cx; (void)t; (void)level; }
+static void fill_level(nxt_context *cx, nxt_backend *t, int level) {
+    (void)cx, (void)t, (void)level;
+}
 #endif
 
 /* ============================================================================
@@ -4057,38 +5156,41 @@ nxt_status nxt_options_read(nxt_context *cx, const char *path,
  * § 13  Tokenizer
  *
  * A model knows text only as the ids its own tokenizer made, so ours must make the same
- * ids, on every input. Text passes four stations, as in the library the models were
+ * ids, on every input. Text passes four stations, as in the library that the models were
  * trained with [HFTokenizers]:
  *
  *     added tokens    pieces that are one token by decree: "<|endoftext|>", runs of spaces
  *     normaliser      equivalent spellings become one: Unicode normal form C, or nothing
  *     pre-tokenizer   cuts that no token crosses: words with the space before, numbers, ...
- *     BPE             the bytes of a word are merged pair by pair, the pair that training
- *                     counted most goes first [Sennrich16, Radford19]
+ *     BPE             the bytes of a word are merged pair by pair; of all pairs the one that
+ *                     training merged first goes first [Sennrich16, Radford19]
  *
- * All work is linear in the text, but for BPE: a word of n bytes costs O(n log n).
- * Bytes that are not UTF-8 count as symbols (neither letter nor space) and survive.
+ * Everything is linear in the text, but for BPE, where a word of n bytes costs O(n log n).
+ * Bytes that are not UTF-8 count as symbols, neither letters nor spaces, and survive as the
+ * tokens of these bytes, if the vocabulary has them: GPT-NeoX's has no token for the 13 bytes
+ * that UTF-8 never uses, and what has no token is dropped.
  *
- * Another tokenizer family is another piece at a station: a normaliser in normalise(), a
- * cutter beside split_gpt2, other first symbols in merge_long. Load refuses by name what
- * is not here.
+ * Another family of tokenizers is another piece at a station: a normaliser in normalise(),
+ * a cutter beside split_gpt2, other first symbols in first_symbols. What is not here is
+ * refused by name when it is loaded.
  */
 enum { UNICODE_RUNS = 2283, UNICODE_PAIRS = 2060, UNICODE_COMPOSED = 940 };
 
-/* Filled in at the end of this file. A run: its first code point << 11 | its property. */
+/* Filled in at the end of this file. A run of code points with one property: the first of
+ * them << 11 | the property. A row c, first, second: c decomposes into first second, or into
+ * first alone (second 0); the first UNICODE_COMPOSED rows are compositions as well. */
 static const u32 unicode_runs[UNICODE_RUNS];
-/* Triples c, first, second: c decomposes into first second (0: into first alone); the first
- * UNICODE_COMPOSED rows are compositions, too. */
 static const u32 unicode_pairs[3 * UNICODE_PAIRS];
 
-enum { /* property of a code point: a class, two flags, and its combining class << 3 */
+enum { /* the property of a code point: class, flags, and its combining class << 3 */
     SYMBOL = 0, LETTER = 1, NUMBER = 2, SPACE = 3, CLASS = 3,
-    WORD = 4,       /* \w: what single_word tokens must not touch */
-    LOOK = 1 << 11, /* may change under normal form C, or change what is before it */
-    INVALID = 0x110000 /* stands for a byte that is not UTF-8: the last "code point" */
+    WORD = 4,       /* \w: what a single_word token must not touch */
+    LOOK = 1 << 11, /* normalising may change it, or it may change what stands before it */
+    INVALID = 0x110000 /* the last "code point" stands for a byte that is not UTF-8 */
 };
 
-/* A map from two numbers to one. Open addressing: 12 bytes a slot, at most half are used. */
+/* A map from two numbers to one: a hash table, half empty at least, searched from the hash
+ * onwards. Free slots have the value NONE. */
 typedef struct pair_slot { u32 a, b, value; } pair_slot;
 typedef struct pair_map {
     pair_slot *slot;
@@ -4098,21 +5200,21 @@ typedef struct pair_map {
 
 enum { NONE = 0xffffffffu };
 
-/* One row of the vocabulary. Its text is in plain bytes, not in the file's alphabet. */
+/* A row of the vocabulary. Its text is plain bytes, not letters of the file's alphabet. */
 typedef struct token {
     const u8 *text; /* NULL: no token has this id */
     u32 length, flags;
 } token;
 
 enum { /* token.flags */
-    VERBATIM = 1, /* text as in the file: an added token, or no text that BPE can meet */
+    VERBATIM = 1, /* an added token, or one in letters that stand for no byte: unknown to BPE */
     SPECIAL = 2, LSTRIP = 4, RSTRIP = 8, SINGLE_WORD = 16
 };
 
 /* Added tokens by their bytes: a tree with one node for each prefix. */
 typedef struct trie {
     struct trie *child, *sibling;
-    i32 id; /* of the token that ends here; -1 */
+    i32 id; /* of the token that ends here, or -1 */
     u8 byte;
 } trie;
 
@@ -4121,48 +5223,17 @@ typedef struct matcher {
     bool any;
 } matcher;
 
-/* A word BPE has met before: one cache line. The last byte of the key is its length. */
+/* What BPE made of a word: one cache line. The last byte of the key is the word's length. */
 enum { WORD_BYTES = 31, WORD_IDS = 7, CACHE_BITS = 15 };
 typedef struct word {
     u8 key[WORD_BYTES + 1];
     i32 id[WORD_IDS], count;
 } word;
 
-/* Normalised bytes [begin, end) replace original bytes that end at `original`. */
+/* Bytes [begin, end) of the normalised text replace others, which end at `original`. */
 typedef struct change { i64 begin, end, original; } change;
 
-enum { ALPHABET = 0x144, MOST_TOKENS = 1 << 22, MOST_BYTES = 1 << 28 };
-
-struct nxt_tokenizer {
-    nxt_context *cx;
-    arena memory;            /* of everything that does not grow */
-    u16 *property;           /* of each code point, and of INVALID */
-    pair_map unicode;        /* (c, 0) and (first, second) -> row of unicode_pairs */
-
-    token *token;            /* (size) */
-    i32 size, rows;          /* highest id + 1; room for as many and the added ones */
-    i32 *dictionary;         /* hash table: text -> id */
-    u32 dictionary_mask;
-    i32 byte_of[ALPHABET];   /* the file's letter -> byte, or -1 */
-    i32 byte_id[256];        /* byte -> token, or -1 */
-    pair_map merges;         /* (left id, right id) -> rank */
-    i32 *merged;             /* rank -> id of the two together */
-    u32 *byte_rank;          /* (256, 256): the ranks of pairs of bytes, which every word asks */
-    i32 unknown;             /* stands for bytes without a token; -1: they are dropped */
-    bool fuse_unknown, ignore_merges, form_c, prefix_space;
-    i64 (*split)(const nxt_tokenizer *t, const u8 *p, i64 at, i64 n);
-    matcher raw, normal;     /* added tokens, looked for before and after normalising */
-    i32 eos, bos;
-
-    word *cache;             /* (1 << CACHE_BITS) */
-    buffer text, prefixed;   /* scratch from here: the normalised text, ... */
-    change *change;          /* ... where it differs, ... */
-    i64 changes, change_capacity;
-    u32 *point;              /* ... and a cluster of characters */
-    i64 point_capacity;
-};
-
-/* Ids, and on request where each token ends. */
+/* Ids and, on request, where in the text each token ends. */
 typedef struct token_list {
     nxt_context *cx;
     i32 *id;
@@ -4170,16 +5241,49 @@ typedef struct token_list {
     i64 n, capacity, end_capacity;
 } token_list;
 
+enum { ALPHABET = 0x144, MOST_TOKENS = 1 << 22, MOST_BYTES = 1 << 28 };
+
+struct nxt_tokenizer {
+    nxt_context *cx;
+    arena memory;          /* of everything that does not grow */
+    u16 *property;         /* of each code point, and of INVALID */
+    pair_map unicode;      /* (c, 0) and (first, second) -> row of unicode_pairs */
+
+    token *token;
+    i32 size, rows;        /* highest id + 1; the rows of token: as many and the added ones */
+    i32 *dictionary;       /* hash table: text -> id, -1 is free */
+    u32 dictionary_mask;
+    i32 byte_of[ALPHABET]; /* letter of the file -> byte, or -1 */
+    i32 byte_id[256];      /* byte -> its token, or -1 */
+    u32 *byte_rank;        /* (256, 256): ranks of pairs of bytes; every new word asks for them */
+    pair_map merges;       /* (left id, right id) -> rank */
+    i32 *merged;           /* rank -> id of the two together */
+    i32 unknown;           /* stands for bytes without a token; -1: these are dropped */
+    bool fuse_unknown, ignore_merges, form_c, prefix_space;
+    i64 (*split)(const nxt_tokenizer *t, const u8 *p, i64 at, i64 n);
+    matcher raw, normal;   /* added tokens: looked for before and after normalising */
+    i32 eos, bos;
+
+    /* what encode() works with */
+    token_list *out;
+    bool want_ends;
+    word *cache;           /* (1 << CACHE_BITS) */
+    buffer text, prefixed; /* the normalised text, ... */
+    change *change;        /* ... the places where it differs, ... */
+    i64 changes, change_capacity;
+    u32 *point;            /* ... and the code points of one such place */
+    i64 point_capacity;
+};
+
 /* -- maps ---------------------------------------------------------------------------------- */
 
-static nxt_status pair_map_create(arena *a, i64 count, pair_map *m) {
+static nxt_status pair_map_create(arena *a, i64 most, pair_map *m) {
     int bits = 4;
-    while ((i64)1 << bits < 2 * count) bits++;
-    m->mask = ((u32)1 << bits) - 1;
-    m->shift = 64 - bits;
-    m->slot = arena_get(a, ((size_t)m->mask + 1) * sizeof *m->slot);
+    while ((i64)1 << bits < 2 * most) bits++;
+    const size_t bytes = ((size_t)1 << bits) * sizeof *m->slot;
+    *m = (pair_map){arena_get(a, bytes), ((u32)1 << bits) - 1, 64 - bits};
     if (!m->slot) return NXT_MEMORY;
-    memset(m->slot, 0xff, ((size_t)m->mask + 1) * sizeof *m->slot); /* value NONE: free */
+    memset(m->slot, 0xff, bytes); /* NONE */
     return NXT_OK;
 }
 
@@ -4198,10 +5302,10 @@ static void pair_put(pair_map *m, u32 a, u32 b, u32 value) {
     *pair_find(m, a, b) = (pair_slot){a, b, value};
 }
 
-/* Where the dictionary has, or would have, the id of a text. */
+/* Where the dictionary has the id of a text, or would have it. */
 static i32 *dictionary_find(const nxt_tokenizer *t, const u8 *p, i64 n, u32 verbatim) {
     u64 hash = (u64)n;
-    for (i64 i = 0; i < n; i++) hash = (hash ^ p[i]) * 0x100000001b3u;
+    for (i64 i = 0; i < n; i++) hash = (hash ^ p[i]) * 0x100000001b3u; /* FNV's prime */
     for (u32 i = (u32)mix64(hash);; i++) {
         i32 *slot = t->dictionary + (i & t->dictionary_mask);
         const token *k = t->token + *slot;
@@ -4211,7 +5315,14 @@ static i32 *dictionary_find(const nxt_tokenizer *t, const u8 *p, i64 n, u32 verb
     }
 }
 
-/* -- Unicode ------------------------------------------------------------------------------- */
+/* -- Unicode ---------------------------------------------------------------------------------
+ *
+ * Some characters can be spelt in several ways: e with acute accent is one code point or two.
+ * Normal form C [UAX15] takes everything apart (decompose), puts the marks on each letter in
+ * a fixed order (order_marks), and puts together what can be (compose_all). Nearly all text is
+ * in that form already. Which code points a table calls letters or marks depends on its
+ * version of Unicode: ours says what the library says, measured code point by code point.
+ */
 
 /* The code point at p (n > 0 bytes are left), or INVALID for one byte. */
 static inline u32 point_at(const u8 *p, i64 n, int *size) {
@@ -4238,10 +5349,16 @@ static inline u32 property_at(const nxt_tokenizer *t, const u8 *p, i64 n, int *s
     return t->property[point_at(p, n, size)];
 }
 
-/* Hangul syllables are arithmetic on their parts [Unicode, 3.12]. */
-enum { HANGUL_S = 0xac00, HANGUL_L = 0x1100, HANGUL_V = 0x1161, HANGUL_T = 0x11a7,
-       HANGUL_LS = 19, HANGUL_VS = 21, HANGUL_TS = 28 };
+/* Korean syllables are not in tables: number S is made of the letters L, V and, unless it is
+ * 0, T, with S = (L * HANGUL_VS + V) * HANGUL_TS + T  [Unicode, section 3.12]. */
+enum {
+    HANGUL_S = 0xac00, HANGUL_L = 0x1100, HANGUL_V = 0x1161, HANGUL_T = 0x11a7,
+    HANGUL_LS = 19, HANGUL_VS = 21, HANGUL_TS = 28,
+    HANGUL_SS = HANGUL_LS * HANGUL_VS * HANGUL_TS
+};
 
+/* The tables are small in the file and fast in memory: a property for each code point, 2 MB,
+ * of which a text touches little. */
 static nxt_status unicode_create(nxt_tokenizer *t) {
     t->property = arena_get(&t->memory, (INVALID + 1) * sizeof *t->property);
     if (!t->property) return NXT_MEMORY;
@@ -4264,13 +5381,13 @@ static nxt_status unicode_create(nxt_tokenizer *t) {
     return NXT_OK;
 }
 
-/* Adds the full canonical decomposition of c, at most four code points, each with its
- * combining class: c << 8 | class. */
+/* Writes the full decomposition of c, at most four code points, each with its combining
+ * class: c << 8 | class. Returns their number. */
 static i64 decompose(const nxt_tokenizer *t, u32 c, u32 *out) {
     u32 tail[4], row;
     i64 n = 0;
     int tails = 0;
-    if (c - HANGUL_S < HANGUL_LS * HANGUL_VS * HANGUL_TS) {
+    if (c - HANGUL_S < HANGUL_SS) {
         u32 s = c - HANGUL_S;
         if (s % HANGUL_TS) tail[tails++] = HANGUL_T + s % HANGUL_TS;
         tail[tails++] = HANGUL_V + s / HANGUL_TS % HANGUL_VS;
@@ -4286,7 +5403,8 @@ static i64 decompose(const nxt_tokenizer *t, u32 c, u32 *out) {
     }
 }
 
-/* Sorts each run of marks by combining class and keeps the order within a class. */
+/* Sorts each run of marks by combining class, keeping the order within a class, in linear
+ * time: nothing limits how many marks a hostile text puts on one letter. */
 static void order_marks(u32 *point, i64 n, u32 *spare) {
     for (i64 i = 0, end; i < n; i = end) {
         i64 start[257] = {0};
@@ -4303,19 +5421,19 @@ static void order_marks(u32 *point, i64 n, u32 *spare) {
     }
 }
 
-/* The composition of two code points, or NONE. */
+/* The composition of two code points, or NONE. Unsigned differences check both bounds. */
 static u32 compose(const nxt_tokenizer *t, u32 a, u32 b) {
     if (a - HANGUL_L < HANGUL_LS && b - HANGUL_V < HANGUL_VS)
         return HANGUL_S + ((a - HANGUL_L) * HANGUL_VS + b - HANGUL_V) * HANGUL_TS;
-    if (a - HANGUL_S < HANGUL_LS * HANGUL_VS * HANGUL_TS && (a - HANGUL_S) % HANGUL_TS == 0
+    if (a - HANGUL_S < HANGUL_SS && (a - HANGUL_S) % HANGUL_TS == 0
         && b - HANGUL_T - 1 < HANGUL_TS - 1)
         return a + b - HANGUL_T;
     u32 row = pair_get(&t->unicode, a, b);
     return row == NONE ? NONE : unicode_pairs[3 * row];
 }
 
-/* Composes in place; returns how many code points are left. A mark reaches the starter
- * before it unless one of its own or of a higher class is left between them. */
+/* Composes in place; returns how many code points are left. A mark reaches the starter (of
+ * class 0) before it unless one of its own or of a higher class is left between them. */
 static i64 compose_all(const nxt_tokenizer *t, u32 *point, i64 n) {
     i64 kept = 0, starter = -1;
     u32 between = 0; /* the class of the last one left since the starter; 0: none is */
@@ -4334,18 +5452,16 @@ static i64 compose_all(const nxt_tokenizer *t, u32 *point, i64 n) {
     return kept;
 }
 
-/* Adds the normal form of p[0, n) to t->text, and notes a change. p is a cluster: nothing
- * in it reacts with what is around it. `original`: where it ends in the text. */
+/* Adds the normal form of p[0, n) to t->text and notes whether it is a change. p is valid
+ * UTF-8 and does not react with what is around it; it ends at `original` in its text. */
 static nxt_status normalise_cluster(nxt_tokenizer *t, const u8 *p, i64 n, i64 original) {
     i64 begin = t->text.n, points = 0;
-    /* 2 n are enough: what decomposes into k <= 4 has at least k / 2 bytes */
+    int size;
+    /* 2 n for the code points, as what decomposes into k > 1 has k / 2 bytes at least; 2 n to
+     * sort them */
     TRY(mem_grow(t->cx, &t->point, 0, 4 * n, &t->point_capacity, sizeof *t->point));
-    for (i64 i = 0; i < n;) {
-        int size;
-        u32 c = point_at(p + i, n - i, &size);
-        points += decompose(t, c, t->point + points);
-        i += size;
-    }
+    for (i64 i = 0; i < n; i += size)
+        points += decompose(t, point_at(p + i, n - i, &size), t->point + points);
     order_marks(t->point, points, t->point + 2 * n);
     points = compose_all(t, t->point, points);
     for (i64 i = 0; i < points; i++) {
@@ -4377,15 +5493,15 @@ static i64 next_look(const nxt_tokenizer *t, const u8 *p, i64 at, i64 n) {
     return at;
 }
 
-/* Replaces *text by its normal form, in t->text, if that differs. Almost all text is normal
- * already and stays where it is. A cluster is what must be looked at and the code point
- * before, which may be the base of marks. */
+/* Replaces *text by its normal form, in t->text, if that differs; else there is no copy.
+ * Looked at are clusters: the code points that ask for it, and the one before them, which may
+ * be the letter under the marks. */
 static nxt_status normalise(nxt_tokenizer *t, const u8 **text, i64 *length) {
     const u8 *p = *text;
     i64 n = *length, at = t->form_c ? next_look(t, p, 0, n) : n, copied = 0;
     t->changes = 0;
-    if (at == n) return NXT_OK;
     t->text.n = 0;
+    if (at == n) return NXT_OK;
     while (at < n) {
         int size;
         i64 begin = at, end = at;
@@ -4403,10 +5519,10 @@ static nxt_status normalise(nxt_tokenizer *t, const u8 **text, i64 *length) {
     return NXT_OK;
 }
 
-/* Where byte position `at` of the normalised text lies in the text it was made of; inside a
- * changed cluster: at the cluster's end. */
+/* Where byte position `at` of the normalised text lies in the text it was made from. Inside a
+ * changed cluster that is the cluster's end. */
 static i64 original_end(const nxt_tokenizer *t, i64 at) {
-    i64 low = 0, high = t->changes; /* changes before low begin before at */
+    i64 low = 0, high = t->changes; /* the changes before `low` begin before `at` */
     while (low < high) {
         i64 middle = (low + high) / 2;
         if (t->change[middle].begin < at) low = middle + 1;
@@ -4425,10 +5541,10 @@ static inline i64 skip_class(const nxt_tokenizer *t, const u8 *p, i64 at, i64 n,
     return at;
 }
 
-/* The end of the word that starts at p[at], as this pattern has it [Radford19]:
+/* The end of the word that starts at p[at]. The first of these that matches [Radford19]:
  *     's|'t|'re|'ve|'m|'ll|'d| ?\p{L}+| ?\p{N}+| ?[^\s\p{L}\p{N}]+|\s+(?!\S)|\s+
- * The last but one: white space before a word leaves its last character to the word, or, if
- * that is no plain space, to itself. */
+ * The last but one says: of white space before a word the last character is left out. If it
+ * is a plain space the word takes it, else, by the last one, it is a word of its own. */
 static i64 split_gpt2(const nxt_tokenizer *t, const u8 *p, i64 at, i64 n) {
     if (p[at] == '\'' && at + 1 < n) {
         u8 a = p[at + 1], b = at + 2 < n ? p[at + 2] : 0;
@@ -4439,9 +5555,8 @@ static i64 split_gpt2(const nxt_tokenizer *t, const u8 *p, i64 at, i64 n) {
     int size;
     i64 first = at + (p[at] == ' ' && at + 1 < n);
     u32 class = property_at(t, p + first, n - first, &size) & CLASS;
-    if (class != SPACE) return skip_class(t, p, first + size, n, class);
-    i64 end = skip_class(t, p, first + size, n, SPACE);
-    if (end == n) return end;
+    i64 end = skip_class(t, p, first + size, n, class);
+    if (class != SPACE || end == n) return end;
     (void)point_before(p, end, &size);
     return end - size > at ? end - size : end;
 }
@@ -4451,18 +5566,26 @@ static i64 split_nothing(const nxt_tokenizer *t, const u8 *p, i64 at, i64 n) {
     return n;
 }
 
-/* -- byte-pair encoding -------------------------------------------------------------------- */
+/* -- byte-pair encoding ----------------------------------------------------------------------
+ *
+ * Training counted pairs of neighbours in a large text, merged the most frequent pair into a
+ * new token everywhere, and began again; the merges in that order are the model, and the
+ * number of a merge is its rank. To encode a word, do the same merges: always the pair with
+ * the lowest rank, of several the leftmost, until no neighbours are a known pair. If "l o" has
+ * rank 0 and "lo w" rank 1:   l o w l o  ->  lo w l o  ->  lo w lo  ->  low lo.
+ */
 
-static nxt_status reserve(token_list *out, i64 more, bool want_ends) {
+static nxt_status reserve(nxt_tokenizer *t, i64 more) {
+    token_list *out = t->out;
     TRY(mem_grow(out->cx, &out->id, out->n, out->n + more, &out->capacity, sizeof *out->id));
-    if (!want_ends) return NXT_OK;
+    if (!t->want_ends) return NXT_OK;
     return mem_grow(out->cx, &out->end, out->n, out->n + more, &out->end_capacity,
                     sizeof *out->end);
 }
 
 /* The ids of p[0, n), n <= SHORT, into id; returns how many, or -1 if a byte has no token.
- * Each round merges the pair of lowest rank, the leftmost of equals. rank[i] is that of
- * (id[i], id[i+1]). Quadratic, and for words the fastest: the ranks fill few cache lines. */
+ * rank[i] is that of the pair id[i], id[i+1]. A search for the lowest in each round is
+ * quadratic, and up to this length (measured) faster than a heap. */
 enum { SHORT = 64 };
 
 static i64 merge_short(const nxt_tokenizer *t, const u8 *p, i64 n, i32 *id) {
@@ -4490,14 +5613,14 @@ static i64 merge_short(const nxt_tokenizer *t, const u8 *p, i64 n, i32 *id) {
     return n;
 }
 
-/* A long word is a linked list of symbols and a heap of the pairs that could merge, lowest
- * rank first, then leftmost. Pairs that changed meanwhile stay in the heap and are known by
- * a rank that is no longer theirs. */
+/* A long word is a linked list of symbols, and a heap of the pairs that might merge, lowest
+ * rank first, then leftmost. A pair that has changed since stays in the heap; it shows by a
+ * rank that is no longer its own. */
 typedef struct symbol { i32 id, previous, next, end; } symbol; /* end: in bytes of the word */
 
 typedef struct long_word {
     symbol *symbol;
-    u64 *heap; /* rank << 32 | symbol; four children a node: they share a cache line */
+    u64 *heap; /* rank << 32 | symbol; a node has four children, which share a cache line */
     i64 count;
 } long_word;
 
@@ -4523,7 +5646,7 @@ static void heap_push(long_word *w, u64 entry) {
 
 /* The rank of symbol i and its successor. */
 static u32 rank_of(const nxt_tokenizer *t, const symbol *s, i32 i) {
-    if (s[i].id < 0 || s[i].next < 0) return NONE;
+    if (i < 0 || s[i].id < 0 || s[i].next < 0) return NONE;
     return pair_get(&t->merges, (u32)s[i].id, (u32)s[s[i].next].id);
 }
 
@@ -4560,43 +5683,40 @@ static void merge_all(const nxt_tokenizer *t, long_word *w) {
         s[i].next = s[gone].next;
         s[gone].id = -1;
         if (s[i].next >= 0) s[s[i].next].previous = i;
-        const i32 pair[2] = {s[i].previous, i};
+        const i32 neighbours[2] = {s[i].previous, i};
         for (int k = 0; k < 2; k++) {
-            u32 rank = pair[k] < 0 ? NONE : rank_of(t, s, pair[k]);
-            if (rank != NONE) heap_push(w, (u64)rank << 32 | (u32)pair[k]);
+            u32 rank = rank_of(t, s, neighbours[k]);
+            if (rank != NONE) heap_push(w, (u64)rank << 32 | (u32)neighbours[k]);
         }
     }
 }
 
-/* Adds the ids of a word of any length, and their ends from `start` on. */
-static nxt_status merge_long(nxt_tokenizer *t, const u8 *p, i64 n, i64 start, bool want_ends,
-                             token_list *out) {
+/* Adds the ids of a word of any length, which starts at byte `start` of its text. */
+static nxt_status merge_long(nxt_tokenizer *t, const u8 *p, i64 n, i64 start) {
     long_word w = {0};
+    token_list *out = t->out;
     if (n > INT32_MAX)
         return fail(t->cx, NXT_UNSUPPORTED, "one word of %" PRId64 " bytes", n);
     nxt_status status = mem_get(t->cx, &w.symbol, n, sizeof *w.symbol);
-    /* each merge takes a pair out of the heap and adds at most two */
+    /* a merge takes one pair out of the heap and adds two at most */
     if (status == NXT_OK) status = mem_get(t->cx, &w.heap, 2 * n, sizeof *w.heap);
-    if (status == NXT_OK) status = reserve(out, n, want_ends);
-    if (status == NXT_OK) {
-        i32 count = first_symbols(t, p, n, w.symbol);
-        for (i32 i = 0; i < count; i++) {
-            u32 rank = rank_of(t, w.symbol, i);
-            if (rank != NONE) w.heap[w.count++] = (u64)rank << 32 | (u32)i;
-        }
-        for (i64 i = w.count / 4; i >= 0 && w.count; i--) heap_down(w.heap, w.count, i);
-        merge_all(t, &w);
-        for (i32 i = count ? 0 : -1; i >= 0; i = w.symbol[i].next) {
-            if (want_ends) out->end[out->n] = start + w.symbol[i].end;
-            out->id[out->n++] = w.symbol[i].id;
-        }
+    i32 count = status == NXT_OK ? first_symbols(t, p, n, w.symbol) : 0;
+    for (i32 i = 0; i < count; i++) {
+        u32 rank = rank_of(t, w.symbol, i);
+        if (rank != NONE) w.heap[w.count++] = (u64)rank << 32 | (u32)i;
+    }
+    for (i64 i = w.count / 4; w.count && i >= 0; i--) heap_down(w.heap, w.count, i);
+    if (count) merge_all(t, &w);
+    for (i32 i = count ? 0 : -1; i >= 0; i = w.symbol[i].next) { /* encode_word made room */
+        if (t->want_ends) out->end[out->n] = start + w.symbol[i].end;
+        out->id[out->n++] = w.symbol[i].id;
     }
     mem_drop(t->cx, w.symbol);
     mem_drop(t->cx, w.heap);
     return status;
 }
 
-/* The ids of a word, if they are its bytes and no more, into id (room for n); else -1. */
+/* The ids of a word whose bytes all have tokens, if it is short, into id; else -1. */
 static i64 merge_word(const nxt_tokenizer *t, const u8 *p, i64 n, i32 *id) {
     if (t->ignore_merges) {
         *id = *dictionary_find(t, p, n, 0);
@@ -4605,15 +5725,14 @@ static i64 merge_word(const nxt_tokenizer *t, const u8 *p, i64 n, i32 *id) {
     return n <= SHORT ? merge_short(t, p, n, id) : -1;
 }
 
-/* Adds the ids of p[0, n), a word that starts at byte `start` of its text. Most words were
- * seen before: the cache, direct-mapped, answers for them. */
-static nxt_status encode_word(nxt_tokenizer *t, const u8 *p, i64 n, i64 start, bool want_ends,
-                              token_list *out) {
+/* Adds the ids of p[0, n), a word that starts at byte `start` of its text. Most words of a
+ * text were there before, so a cache answers: direct-mapped, each word has one place. */
+static nxt_status encode_word(nxt_tokenizer *t, const u8 *p, i64 n, i64 start) {
+    TRY(reserve(t, max64(n, WORD_IDS)));
+    i32 *id = t->out->id + t->out->n;
+    i64 count;
     u64 key[4] = {0};
     word *w = NULL;
-    i64 count;
-    TRY(reserve(out, max64(n, WORD_IDS), want_ends));
-    i32 *id = out->id + out->n;
     if (n <= WORD_BYTES) {
         memcpy(key, p, (size_t)n);
         key[3] |= (u64)n << 56;
@@ -4626,18 +5745,18 @@ static nxt_status encode_word(nxt_tokenizer *t, const u8 *p, i64 n, i64 start, b
         count = w->count;
     } else {
         count = merge_word(t, p, n, id);
-        if (count < 0) return merge_long(t, p, n, start, want_ends, out);
+        if (count < 0) return merge_long(t, p, n, start);
         if (w && count <= WORD_IDS) {
             memcpy(w->key, key, sizeof key);
             memcpy(w->id, id, (size_t)count * sizeof *id);
             w->count = (i32)count;
         }
     }
-    for (i64 i = 0; want_ends && i < count; i++) {
+    for (i64 i = 0; t->want_ends && i < count; i++) {
         start += t->token[id[i]].length;
-        out->end[out->n + i] = start;
+        t->out->end[t->out->n + i] = start;
     }
-    out->n += count;
+    t->out->n += count;
     return NXT_OK;
 }
 
@@ -4663,52 +5782,51 @@ static nxt_status matcher_add(arena *a, matcher *m, const u8 *p, i64 n, i32 id) 
 /* The length of the longest token at p, and its id; 0: none. */
 static inline i64 match_longest(const matcher *m, const u8 *p, i64 n, i32 *id) {
     i64 length = 0, i = 0;
-    for (const trie *node = m->root[p[0]]; node; node = node->child) {
+    for (const trie *node = m->root[p[0]]; node && i < n; node = node->child) {
         while (node && node->byte != p[i]) node = node->sibling;
         if (!node) break;
         i++;
-        if (node->id >= 0) {
-            *id = node->id;
-            length = i;
-        }
-        if (i == n) break;
+        if (node->id < 0) continue;
+        *id = node->id;
+        length = i;
     }
     return length;
 }
 
-static bool word_around(const nxt_tokenizer *t, const u8 *p, i64 begin, i64 end, i64 n) {
-    int size;
-    return (begin > 0 && t->property[point_before(p, begin, &size)] & WORD)
-           || (end < n && property_at(t, p + end, n - end, &size) & WORD);
-}
-
-/* A walk over the added tokens of a text: found [begin, end), id; the search goes on at
- * `at`; text up to `done` is dealt with. */
+/* A walk over the added tokens of p[0, n). Found: [begin, end) and id. Text before `done` is
+ * dealt with; the search goes on at `at`. */
 typedef struct added_walk {
     const u8 *p;
     i64 n, at, done, begin, end, spaces_end;
     i32 id;
 } added_walk;
 
-/* Finds the next added token. Leftmost, then longest. White space that a token strips is
- * not closed to the search, so tokens may overlap, as the library has it (where that one
- * fails, because a token would end before it begins, we go on). */
+static bool word_around(const nxt_tokenizer *t, const added_walk *w) {
+    int size;
+    return (w->begin > 0 && t->property[point_before(w->p, w->begin, &size)] & WORD)
+           || (w->end < w->n
+               && property_at(t, w->p + w->end, w->n - w->end, &size) & WORD);
+}
+
+/* Finds the next added token: the leftmost, of several the longest. White space that a token
+ * strips is not closed to the search, so that tokens may overlap: this is the library's way.
+ * (Where it fails, as a token would end before it begins, we pass over the token.) */
 static bool next_added(const nxt_tokenizer *t, const matcher *m, added_walk *w) {
     while (m->any && w->at < w->n) {
         i64 length = match_longest(m, w->p + w->at, w->n - w->at, &w->id);
         w->begin = w->at;
         w->end = w->at += max64(length, 1);
         if (!length) continue;
-        u32 flags = t->token[w->id].flags;
-        if (flags & SINGLE_WORD && word_around(t, w->p, w->begin, w->end, w->n)) continue;
-        while (flags & LSTRIP && w->begin > w->done) {
+        const u32 flags = t->token[w->id].flags;
+        if (flags & SINGLE_WORD && word_around(t, w)) continue;
+        if (flags & LSTRIP) {
             int size;
-            u32 c = point_before(w->p, w->begin, &size);
-            if ((t->property[c] & CLASS) != SPACE) break;
-            w->begin -= size;
+            while (w->begin > w->done
+                   && (t->property[point_before(w->p, w->begin, &size)] & CLASS) == SPACE)
+                w->begin -= size;
+            w->begin = max64(w->begin, w->done);
         }
-        if (flags & LSTRIP) w->begin = max64(w->begin, w->done);
-        if (flags & RSTRIP) { /* a run of spaces is measured once, else this is quadratic */
+        if (flags & RSTRIP) { /* each run of spaces is measured once, not from every token */
             if (w->end >= w->spaces_end)
                 w->spaces_end = skip_class(t, w->p, w->end, w->n, SPACE);
             w->end = w->spaces_end;
@@ -4718,71 +5836,61 @@ static bool next_added(const nxt_tokenizer *t, const matcher *m, added_walk *w) 
     return false;
 }
 
-static nxt_status add_token(token_list *out, i32 id, i64 end, bool want_ends) {
-    TRY(reserve(out, 1, want_ends));
-    if (want_ends) out->end[out->n] = end;
-    out->id[out->n++] = id;
+/* -- encoding ------------------------------------------------------------------------------ */
+
+typedef nxt_status (*encode_fn)(nxt_tokenizer *t, const u8 *p, i64 n, i64 start);
+
+/* Adds the ids of p[0, n), which starts at byte `start` of its text: of the added tokens that
+ * the matcher knows, and of what is between them by `between`. */
+static nxt_status encode_around(nxt_tokenizer *t, const matcher *m, encode_fn between,
+                                const u8 *p, i64 n, i64 start) {
+    added_walk w = {.p = p, .n = n};
+    for (bool found = true; found; w.done = w.end) {
+        found = next_added(t, m, &w);
+        i64 end = found ? w.begin : n;
+        if (w.done < end) TRY(between(t, p + w.done, end - w.done, start + w.done));
+        if (!found) break;
+        TRY(reserve(t, 1));
+        if (t->want_ends) t->out->end[t->out->n] = start + w.end;
+        t->out->id[t->out->n++] = w.id;
+    }
     return NXT_OK;
 }
 
-/* -- encoding ------------------------------------------------------------------------------ */
-
-/* Adds the ids of p[0, n), normalised and free of added tokens; it starts at `start` of the
- * normalised text. */
-static nxt_status encode_words(nxt_tokenizer *t, const u8 *p, i64 n, i64 start, bool want_ends,
-                               token_list *out) {
-    i64 first = out->n, extra = 0;
+/* Text without added tokens. */
+static nxt_status encode_words(nxt_tokenizer *t, const u8 *p, i64 n, i64 start) {
     if (t->prefix_space && p[0] != ' ') {
         t->prefixed.n = 0;
         buffer_add(&t->prefixed, " ", 1);
         buffer_add(&t->prefixed, p, n);
         TRY(t->prefixed.status);
         p = (const u8 *)t->prefixed.p;
-        extra = 1;
         n++;
+        start--; /* the space stands where the byte before does */
     }
     for (i64 at = 0, end; at < n; at = end) {
         end = t->split(t, p, at, n);
-        TRY(encode_word(t, p + at, end - at, at, want_ends, out));
+        TRY(encode_word(t, p + at, end - at, start + at));
     }
-    for (i64 i = first; want_ends && i < out->n; i++)
-        out->end[i] = start + max64(out->end[i] - extra, 0);
     return NXT_OK;
 }
 
-/* Adds the ids of p[0, n), which starts at `start` of the text and holds none of the added
- * tokens that are looked for in raw text. */
-static nxt_status encode_piece(nxt_tokenizer *t, const u8 *p, i64 n, i64 start, bool want_ends,
-                               token_list *out) {
-    i64 first = out->n;
+/* Text that may hold added tokens of the normalised kind. */
+static nxt_status encode_raw(nxt_tokenizer *t, const u8 *p, i64 n, i64 start) {
+    const i64 first = t->out->n;
     TRY(normalise(t, &p, &n));
-    added_walk w = {.p = p, .n = n};
-    for (bool more = true; more;) {
-        more = next_added(t, &t->normal, &w);
-        i64 end = more ? w.begin : n;
-        if (w.done < end)
-            TRY(encode_words(t, p + w.done, end - w.done, w.done, want_ends, out));
-        if (more) TRY(add_token(out, w.id, w.end, want_ends));
-        w.done = w.end;
-    }
-    for (i64 i = first; want_ends && i < out->n; i++)
-        out->end[i] = start + original_end(t, out->end[i]);
+    TRY(encode_around(t, &t->normal, encode_words, p, n, 0));
+    for (i64 i = first; t->want_ends && i < t->out->n; i++)
+        t->out->end[i] = start + original_end(t, t->out->end[i]);
     return NXT_OK;
 }
 
 /* Appends the ids of a text. */
 static nxt_status encode(nxt_tokenizer *t, const char *text, i64 n, bool want_ends,
                          token_list *out) {
-    added_walk w = {.p = (const u8 *)text, .n = n};
-    for (bool more = true; more;) {
-        more = next_added(t, &t->raw, &w);
-        i64 end = more ? w.begin : n;
-        if (w.done < end)
-            TRY(encode_piece(t, w.p + w.done, end - w.done, w.done, want_ends, out));
-        if (more) TRY(add_token(out, w.id, w.end, want_ends));
-        w.done = w.end;
-    }
-    return NXT_OK;
+    t->out = out;
+    t->want_ends = want_ends;
+    return encode_around(t, &t->raw, encode_raw, (const u8 *)text, n, 0);
 }
 
 /* The bytes an id stands for; none for ids without a token, such as padding rows. */
@@ -4803,7 +5911,6 @@ typedef struct token_files {
 static nxt_status read_text(token_files *f, const char *path, buffer *b) {
     f->path = path;
     *b = (buffer){.cx = f->t->cx};
-    if (!path) return NXT_MEMORY;
     nxt_status status = file_read(f->t->cx, path, MOST_BYTES, b);
     if (status != NXT_OK) buffer_free(b);
     return status;
@@ -4817,47 +5924,54 @@ static nxt_status read_json(token_files *f, const char *path, json **out) {
     return status;
 }
 
-/* Vocabularies spell bytes as letters, so that every token is a visible word: the visible
- * characters of Latin-1 stand for themselves, the rest, in order, for U+0100 and up. */
+static nxt_status fail_unsupported(const token_files *f, const char *what, const char *name,
+                                   const char *known) {
+    return fail(f->t->cx, NXT_UNSUPPORTED, "%s: %s %.60s is not supported (%s is)", f->path,
+                what, name, known);
+}
+
+/* Files write bytes as letters, to make every token a visible word [Radford19]: the visible
+ * characters of Latin-1 stand for themselves; U+0100, U+0101, ... for the other bytes, in
+ * order. A space, for one, is U+0120. */
 static void alphabet_create(nxt_tokenizer *t) {
     for (int i = 0; i < ALPHABET; i++) t->byte_of[i] = -1;
-    for (int byte = 0, next = 256; byte < 256; byte++) {
+    for (int byte = 0, next = 0x100; byte < 256; byte++) {
         bool visible = (byte > ' ' && byte <= '~') || (byte > 0xa0 && byte != 0xad);
         t->byte_of[visible ? byte : next++] = byte;
     }
 }
 
-/* A text of the file in bytes: out has room for n. -1: not in the alphabet. */
+/* A text of the file in bytes; out has room for n. -1: other letters are in it. */
 static i64 to_bytes(const nxt_tokenizer *t, const char *text, i64 n, u8 *out) {
     i64 bytes = 0;
-    for (i64 i = 0; i < n;) {
-        int size;
+    int size;
+    for (i64 i = 0; i < n; i += size) {
         u32 c = point_at((const u8 *)text + i, n - i, &size);
         if (c >= ALPHABET || t->byte_of[c] < 0) return -1;
         out[bytes++] = (u8)t->byte_of[c];
-        i += size;
     }
     return bytes;
 }
 
-/* The dictionary's slot for a text in the file's alphabet, or as it is if it has other letters.
- * text: room for n bytes, which get it; *length, *verbatim: what became of it. */
-static i32 *find_name(const nxt_tokenizer *t, const char *name, i64 n, token *out, u8 *text) {
+/* The dictionary's slot for a name in the file. *k becomes the row it would have, with its
+ * text in `text`, which has room for n bytes. */
+static i32 *find_name(const nxt_tokenizer *t, const char *name, i64 n, u8 *text, token *k) {
     i64 bytes = to_bytes(t, name, n, text);
-    if (bytes < 0 && n) memcpy(text, name, (size_t)n);
-    *out = (token){text, (u32)(bytes < 0 ? n : bytes), bytes < 0 ? VERBATIM : 0};
-    return dictionary_find(t, text, out->length, out->flags);
+    if (bytes < 0) memcpy(text, name, (size_t)n);
+    *k = (token){text, (u32)(bytes < 0 ? n : bytes), bytes < 0 ? VERBATIM : 0};
+    return dictionary_find(t, text, k->length, k->flags);
 }
 
-static nxt_status load_vocabulary(token_files *f, const json *words, i64 added) {
+/* Makes room for the vocabulary and the added tokens. */
+static nxt_status vocabulary_create(token_files *f, const json *words, i64 added) {
     nxt_tokenizer *t = f->t;
-    if (!words || words->kind != JSON_OBJECT)
-        return fail(t->cx, NXT_FORMAT, "%s: no vocabulary", f->path);
     i64 slots = 16;
+    if (!words || words->kind != JSON_OBJECT)
+        return fail(t->cx, NXT_FORMAT, "%s: there is no vocabulary", f->path);
     for (const json *w = words->first; w; w = w->next) {
         if (w->kind != JSON_NUMBER || !(w->number >= 0 && w->number < MOST_TOKENS)
-            || w->number != (double)(i64)w->number)
-            return fail(t->cx, NXT_FORMAT, "%s: the id of token \"%.60s\" is not one", f->path,
+            || w->number != (i32)w->number)
+            return fail(t->cx, NXT_FORMAT, "%s: the id of token \"%.60s\" is none", f->path,
                         w->key);
         t->size = (i32)max64(t->size, (i64)w->number + 1);
     }
@@ -4867,20 +5981,26 @@ static nxt_status load_vocabulary(token_files *f, const json *words, i64 added) 
     t->token = arena_get(&t->memory, (size_t)t->rows * sizeof *t->token);
     t->dictionary = arena_get(&t->memory, (size_t)slots * sizeof *t->dictionary);
     if (!t->token || !t->dictionary) return NXT_MEMORY;
-    memset(t->dictionary, 0xff, (size_t)slots * sizeof *t->dictionary);
+    memset(t->dictionary, 0xff, (size_t)slots * sizeof *t->dictionary); /* -1 */
+    return NXT_OK;
+}
+
+static nxt_status load_vocabulary(token_files *f, const json *words, i64 added) {
+    nxt_tokenizer *t = f->t;
+    TRY(vocabulary_create(f, words, added));
     for (const json *w = words->first; w; w = w->next) {
+        const i32 id = (i32)w->number;
         u8 *text = arena_get(&t->memory, (size_t)w->key_length);
-        token *k = t->token + (i64)w->number;
         if (!text) return NXT_MEMORY;
-        if (k->text)
-            return fail(t->cx, NXT_FORMAT, "%s: two tokens have the id %.0f", f->path, w->number);
-        *find_name(t, w->key, w->key_length, k, text) = (i32)w->number;
+        if (t->token[id].text)
+            return fail(t->cx, NXT_FORMAT, "%s: two tokens have the id %d", f->path, id);
+        *find_name(t, w->key, w->key_length, text, &t->token[id]) = id;
     }
     for (int b = 0; b < 256; b++) t->byte_id[b] = *dictionary_find(t, &(u8){(u8)b}, 1, 0);
     return NXT_OK;
 }
 
-/* The merge of rank `rank`: the two texts, in the file's alphabet, into one token. */
+/* The next merge: of the two texts, in the file's letters, into one token. */
 static nxt_status load_merge(token_files *f, u32 rank, const char *left, i64 left_length,
                              const char *right, i64 right_length) {
     nxt_tokenizer *t = f->t;
@@ -4892,170 +6012,131 @@ static nxt_status load_merge(token_files *f, u32 rank, const char *left, i64 lef
     i32 x = *dictionary_find(t, text, a, 0), y = *dictionary_find(t, text + a, b, 0);
     i32 both = *dictionary_find(t, text, a + b, 0);
     if (x < 0 || y < 0 || both < 0)
-        return fail(t->cx, NXT_FORMAT, "%s: merge %u, \"%.60s\", is of tokens that the "
-                    "vocabulary does not have", f->path, rank + 1, left);
+        return fail(t->cx, NXT_FORMAT, "%s: merge %u is of tokens that are not in the "
+                    "vocabulary: %.60s", f->path, rank + 1, left);
     pair_put(&t->merges, (u32)x, (u32)y, rank);
     if (a == 1 && b == 1) t->byte_rank[text[0] << 8 | text[1]] = rank;
     t->merged[rank] = both;
     return NXT_OK;
 }
 
-static nxt_status load_merge_line(token_files *f, u32 *rank, const char *line, i64 n) {
-    if (n >= 8 && !memcmp(line, "#version", 8)) return NXT_OK;
-    const char *space = memchr(line, ' ', (size_t)n);
-    i64 left = space ? space - line : n;
-    if (!space || memchr(space + 1, ' ', (size_t)(n - left - 1)))
-        return fail(f->t->cx, NXT_FORMAT, "%s: merge %u is not two words with a space between",
-                    f->path, *rank + 1);
-    return load_merge(f, (*rank)++, line, left, space + 1, n - left - 1);
-}
-
-static nxt_status merges_create(nxt_tokenizer *t, i64 count) {
-    const size_t pairs = 256 * 256 * sizeof *t->byte_rank;
-    t->merged = arena_get(&t->memory, (size_t)count * sizeof *t->merged);
-    t->byte_rank = arena_get(&t->memory, pairs);
-    if (!t->merged || !t->byte_rank) return NXT_MEMORY;
-    memset(t->byte_rank, 0xff, pairs); /* NONE */
-    return pair_map_create(&t->memory, count, &t->merges);
-}
-
-/* ["a b", ...] or [["a", "b"], ...] */
+/* ["a b", ...] or [["a", "b"], ...]; lines like "#version: 0.2" come from merges.txt. */
 static nxt_status load_merges(token_files *f, const json *merges) {
+    const size_t byte_pairs = 256 * 256 * sizeof(u32);
+    nxt_tokenizer *t = f->t;
     u32 rank = 0;
-    if (!merges || merges->kind != JSON_ARRAY || merges->count > INT32_MAX / 2)
-        return fail(f->t->cx, NXT_FORMAT, "%s: no merges", f->path);
-    TRY(merges_create(f->t, merges->count));
+    if (!merges || merges->kind != JSON_ARRAY)
+        return fail(t->cx, NXT_FORMAT, "%s: there are no merges", f->path);
+    t->merged = arena_get(&t->memory, (size_t)merges->count * sizeof *t->merged);
+    t->byte_rank = arena_get(&t->memory, byte_pairs);
+    if (!t->merged || !t->byte_rank) return NXT_MEMORY;
+    memset(t->byte_rank, 0xff, byte_pairs); /* NONE */
+    TRY(pair_map_create(&t->memory, merges->count, &t->merges));
     for (const json *m = merges->first; m; m = m->next) {
         const json *a = m->first, *b = a ? a->next : NULL;
-        if (m->kind == JSON_STRING) TRY(load_merge_line(f, &rank, m->text, m->length));
-        else if (m->kind == JSON_ARRAY && m->count == 2 && a->kind == JSON_STRING
-                 && b->kind == JSON_STRING)
+        if (m->kind == JSON_STRING) {
+            if (!strncmp(m->text, "#version", 8)) continue;
+            const char *space = memchr(m->text, ' ', (size_t)m->length);
+            i64 left = space ? space - m->text : 0, right = m->length - left - 1;
+            if (space && !memchr(space + 1, ' ', (size_t)right)) {
+                TRY(load_merge(f, rank++, m->text, left, space + 1, right));
+                continue;
+            }
+        } else if (b && !b->next && a->kind == JSON_STRING && b->kind == JSON_STRING) {
             TRY(load_merge(f, rank++, a->text, a->length, b->text, b->length));
-        else return fail(f->t->cx, NXT_FORMAT, "%s: merge %u is not a pair", f->path, rank + 1);
+            continue;
+        }
+        return fail(t->cx, NXT_FORMAT, "%s: merge %u is not a pair", f->path, rank + 1);
     }
     return NXT_OK;
 }
 
-static nxt_status load_merges_txt(token_files *f, const char *path) {
-    buffer b;
-    u32 rank = 0;
-    TRY(read_text(f, path, &b));
-    i64 lines = 1;
-    for (i64 i = 0; i < b.n; i++) lines += b.p[i] == '\n';
-    nxt_status status = merges_create(f->t, lines);
-    for (i64 i = 0, end; status == NXT_OK && i < b.n; i = end + 1) {
-        const char *feed = memchr(b.p + i, '\n', (size_t)(b.n - i));
-        end = feed ? feed - b.p : b.n;
-        i64 n = end - i - (end > i && b.p[end - 1] == '\r');
-        status = load_merge_line(f, &rank, b.p + i, n);
-    }
-    buffer_free(&b);
-    return status;
-}
-
-/* The settings of the BPE model that change what it does. */
-static nxt_status load_model(token_files *f, const json *model) {
+/* The settings of the BPE model. Old files do not say "type". */
+static nxt_status load_model(token_files *f, const json *model, i64 added) {
     nxt_tokenizer *t = f->t;
+    const json *unknown = json_get(model, "unk_token");
     const char *type = json_text(model, "type", "BPE");
-    if (strcmp(type, "BPE"))
-        return fail(t->cx, NXT_UNSUPPORTED, "%s: a %s model is not supported (BPE is)", f->path,
-                    type);
+    if (strcmp(type, "BPE")) return fail_unsupported(f, "the model", type, "BPE");
     if (*json_text(model, "continuing_subword_prefix", "")
-        || *json_text(model, "end_of_word_suffix", "") || json_number(model, "dropout", 0) != 0
-        || json_bool(model, "byte_fallback", false))
-        return fail(t->cx, NXT_UNSUPPORTED, "%s: a BPE model with a subword prefix, a word suffix,"
-                    " dropout or byte fallback is not supported", f->path);
+        || *json_text(model, "end_of_word_suffix", ""))
+        return fail_unsupported(f, "BPE with", "a subword prefix or word suffix", "neither");
+    if (json_number(model, "dropout", 0) != 0 || json_bool(model, "byte_fallback", false))
+        return fail_unsupported(f, "BPE with", "dropout or byte_fallback", "neither");
     t->fuse_unknown = json_bool(model, "fuse_unk", false);
     t->ignore_merges = json_bool(model, "ignore_merges", false);
-    return NXT_OK;
+    TRY(load_vocabulary(f, json_get(model, "vocab"), added));
+    if (unknown && unknown->kind == JSON_STRING) {
+        token k;
+        u8 *text = arena_get(&f->memory, (size_t)unknown->length);
+        if (!text) return NXT_MEMORY;
+        t->unknown = *find_name(t, unknown->text, unknown->length, text, &k);
+    }
+    return load_merges(f, json_get(model, "merges"));
 }
 
-static nxt_status fail_type(token_files *f, const char *what, const json *v, const char *known) {
-    return fail(f->t->cx, NXT_UNSUPPORTED, "%s: the %s %s is not supported (%s is)", f->path, what,
-                json_text(v, "type", "null"), known);
-}
-
-static nxt_status load_normalizer(token_files *f, const json *v) {
-    const char *type = json_text(v, "type", "");
+/* The step `known` of a station, alone or alone in a Sequence; *out NULL: there is none. */
+static nxt_status load_step(token_files *f, const char *station, const json *v,
+                            const char *members, const char *known, const json **out) {
+    *out = NULL;
     if (!v || v->kind == JSON_NULL) return NXT_OK;
-    if (!strcmp(type, "Sequence")) {
-        const json *list = json_get(v, "normalizers");
-        for (const json *m = list ? list->first : NULL; m; m = m->next) {
-            if (strcmp(json_text(m, "type", ""), "NFC"))
-                return fail_type(f, "normalizer", m, "NFC");
-            f->t->form_c = true;
-        }
-        return NXT_OK;
+    const bool sequence = !strcmp(json_text(v, "type", ""), "Sequence");
+    const json *list = sequence ? json_get(v, members) : NULL;
+    for (v = sequence ? (list ? list->first : NULL) : v; v; v = sequence ? v->next : NULL) {
+        const char *type = json_text(v, "type", "without type");
+        if (*out || strcmp(type, known)) return fail_unsupported(f, station, type, known);
+        *out = v;
     }
-    if (strcmp(type, "NFC")) return fail_type(f, "normalizer", v, "NFC");
-    f->t->form_c = true;
     return NXT_OK;
 }
 
-static nxt_status load_pre_tokenizer(token_files *f, const json *v) {
-    if (!strcmp(json_text(v, "type", ""), "Sequence")) {
-        const json *list = json_get(v, "pretokenizers");
-        for (const json *m = v = list ? list->first : NULL; m; m = m->next)
-            if (m->next || strcmp(json_text(m, "type", ""), "ByteLevel"))
-                return fail_type(f, "pre-tokenizer", m, "ByteLevel alone");
-    }
-    if (strcmp(json_text(v, "type", ""), "ByteLevel"))
-        return fail_type(f, "pre-tokenizer", v, "ByteLevel");
-    f->t->prefix_space = json_bool(v, "add_prefix_space", true);
-    f->t->split = json_bool(v, "use_regex", true) ? split_gpt2 : split_nothing;
-    return NXT_OK;
-}
-
-/* The id of an added token: its vocabulary entry if there is one, else the next free id, for
- * the library numbers them anew, whatever the file says. */
-static nxt_status added_id(token_files *f, const json *item, const json *content, i64 vocabulary,
-                           i32 *next, i32 *out) {
+/* The id of an added token: its row of the vocabulary, or the next free one, for the library
+ * numbers new tokens itself whatever the file says. */
+static nxt_status added_id(token_files *f, const json *content, i64 vocabulary, i32 *next,
+                           i32 *out) {
     nxt_tokenizer *t = f->t;
+    token k;
     u8 *text = arena_get(&t->memory, (size_t)content->length);
     if (!text) return NXT_MEMORY;
-    token k;
-    i32 *slot = find_name(t, content->text, content->length, &k, text);
-    if (*slot < 0) { /* a new one has its text as it stands, whatever letters are in it */
+    i32 *slot = find_name(t, content->text, content->length, text, &k);
+    if (*slot < 0 && k.flags != VERBATIM) { /* new: its text as it stands, in any letters */
         memcpy(text, content->text, (size_t)content->length);
         k = (token){text, (u32)content->length, VERBATIM};
         slot = dictionary_find(t, text, k.length, VERBATIM);
     }
     if (*slot < 0) {
-        *out = *next < vocabulary ? (i32)vocabulary : *next;
-        if (t->token[*out].text)
-            return fail(t->cx, NXT_FORMAT, "%s: the id of added token \"%.60s\" is taken", f->path,
-                        content->text);
-        t->token[*out] = k;
-        *slot = *out;
-        t->size = (i32)max64(t->size, *out + 1);
+        *slot = (i32)max64(*next, vocabulary);
+        if (t->token[*slot].text)
+            return fail(t->cx, NXT_FORMAT, "%s: the id of the added token %.60s is taken",
+                        f->path, content->text);
+        t->token[*slot] = k;
+        t->size = (i32)max64(t->size, *slot + 1);
     }
     *out = *slot;
     *next = (i32)max64(*next, *out + 1);
-    i32 said = (i32)json_number(item, "id", *out);
-    if (said != *out)
-        say(t->cx, NXT_LOG_WARNING, "%s: added token \"%.60s\" says id %d and gets %d, as in Hugging "
-            "Face's library", f->path, content->text, said, *out);
     return NXT_OK;
 }
 
 /* Of a text that is listed twice the last entry counts. */
 static nxt_status load_added(token_files *f, const json *list, i64 vocabulary) {
     static const struct { const char *name; u32 flag; } flags[] = {
-        {"special", SPECIAL}, {"lstrip", LSTRIP}, {"rstrip", RSTRIP}, {"single_word", SINGLE_WORD}};
+        {"special", SPECIAL}, {"lstrip", LSTRIP}, {"rstrip", RSTRIP},
+        {"single_word", SINGLE_WORD}};
     nxt_tokenizer *t = f->t;
     i32 next = 0, id;
     const json **entry = arena_get(&f->memory, (size_t)t->rows * sizeof *entry);
     if (!entry) return NXT_MEMORY;
-    for (const json *m = list->first; m; m = m->next) {
+    for (const json *m = list ? list->first : NULL; m; m = m->next) {
         const json *content = json_get(m, "content");
         if (!content || content->kind != JSON_STRING)
             return fail(t->cx, NXT_FORMAT, "%s: an added token without content", f->path);
         if (!content->length) continue;
-        TRY(added_id(f, m, content, vocabulary, &next, &id));
-        u32 set = t->token[id].flags & VERBATIM;
+        TRY(added_id(f, content, vocabulary, &next, &id));
+        if ((i32)json_number(m, "id", id) != id)
+            say(t->cx, NXT_LOG_WARNING, "%s: the added token %.60s gets id %d, as it does in "
+                "Hugging Face's library", f->path, content->text, id);
+        t->token[id].flags &= VERBATIM;
         for (int i = 0; i < COUNT(flags); i++)
-            if (json_bool(m, flags[i].name, false)) set |= flags[i].flag;
-        t->token[id].flags = set;
+            if (json_bool(m, flags[i].name, false)) t->token[id].flags |= flags[i].flag;
         entry[id] = m;
     }
     for (id = 0; id < t->size; id++) {
@@ -5063,67 +6144,82 @@ static nxt_status load_added(token_files *f, const json *list, i64 vocabulary) {
         if (!content) continue;
         const u8 *p = (const u8 *)content->text;
         i64 n = content->length;
-        bool normal = json_bool(entry[id], "normalized", true);
-        if (normal) TRY(normalise(t, &p, &n));
+        const bool normal = json_bool(entry[id], "normalized", true);
+        if (normal) TRY(normalise(t, &p, &n)); /* as the text it is looked for in */
         TRY(matcher_add(&t->memory, normal ? &t->normal : &t->raw, p, n, id));
     }
     return NXT_OK;
 }
 
-static nxt_status load_tokenizer_json(token_files *f, const char *path) {
-    static const json nothing = {.kind = JSON_ARRAY};
-    json *root;
-    TRY(read_json(f, path, &root));
+static nxt_status load_tokenizer(token_files *f, const json *root) {
+    nxt_tokenizer *t = f->t;
     const json *model = json_get(root, "model"), *words = json_get(model, "vocab");
-    const json *added = json_get(root, "added_tokens");
-    if (!added || added->kind != JSON_ARRAY) added = &nothing;
-    TRY(load_normalizer(f, json_get(root, "normalizer")));
-    TRY(load_pre_tokenizer(f, json_get(root, "pre_tokenizer")));
-    TRY(load_model(f, model));
-    TRY(load_vocabulary(f, words, added->count));
-    const json *unknown = json_get(model, "unk_token");
-    if (unknown && unknown->kind == JSON_STRING) { /* stands for bytes without a token */
-        token k;
-        u8 *text = arena_get(&f->memory, (size_t)unknown->length);
-        if (!text) return NXT_MEMORY;
-        f->t->unknown = *find_name(f->t, unknown->text, unknown->length, &k, text);
-    }
-    TRY(load_merges(f, json_get(model, "merges")));
+    const json *added = json_get(root, "added_tokens"), *step;
+    TRY(load_step(f, "the normalizer", json_get(root, "normalizer"), "normalizers", "NFC",
+                  &step));
+    t->form_c = step != NULL;
+    TRY(load_step(f, "the pre-tokenizer", json_get(root, "pre_tokenizer"), "pretokenizers",
+                  "ByteLevel", &step));
+    if (!step) return fail_unsupported(f, "the pre-tokenizer", "null", "ByteLevel");
+    t->prefix_space = json_bool(step, "add_prefix_space", true);
+    t->split = json_bool(step, "use_regex", true) ? split_gpt2 : split_nothing;
+    TRY(load_model(f, model, added ? added->count : 0));
     return load_added(f, added, words->count);
 }
 
-/* GPT-2's own two files. What they leave unsaid is what its tokenizer class does. */
-static nxt_status load_vocab_json(token_files *f, const char *vocab, const char *merges) {
-    nxt_tokenizer *t = f->t;
-    json *words, end_text = {.kind = JSON_STRING, .key = "content", .key_length = 7,
-                             .text = "<|endoftext|>", .length = 13};
-    json special = {.kind = JSON_TRUE, .key = "special", .key_length = 7, .next = &end_text};
-    json item = {.kind = JSON_OBJECT, .count = 2, .first = &special};
-    json list = {.kind = JSON_ARRAY, .count = 1, .first = &item};
+/* GPT-2's own two files are put in place of a tokenizer.json that says what they leave to the
+ * program: the pre-tokenizer, and a token that ends a text. */
+static nxt_status load_gpt2_files(token_files *f, const char *vocab, const char *merges) {
+    static const char rest[] =
+        "{\"pre_tokenizer\": {\"type\": \"ByteLevel\", \"add_prefix_space\": false},"
+        " \"added_tokens\": [{\"content\": \"<|endoftext|>\", \"special\": true}]}";
+    json *root, *words, list = {.kind = JSON_ARRAY, .key = "merges", .key_length = 6};
+    json model = {.kind = JSON_OBJECT, .key = "model", .key_length = 5, .first = &list};
+    json **tail = &list.first;
+    buffer b;
+    TRY(json_parse(&f->memory, "tokenizer", rest, sizeof rest - 1, &root));
     TRY(read_json(f, vocab, &words));
-    TRY(load_vocabulary(f, words, 1));
-    TRY(load_merges_txt(f, merges));
-    t->split = split_gpt2;
-    t->eos = t->bos = nxt_token_id(t, end_text.text);
-    return t->eos < 0 ? NXT_OK : load_added(f, &list, words->count);
+    words->key = "vocab", words->key_length = 5;
+    list.next = words;
+    model.next = root->first;
+    root->first = &model;
+    TRY(read_text(f, merges, &b));
+    nxt_status status = NXT_OK;
+    for (i64 i = 0, end; status == NXT_OK && i < b.n; i = end + 1) {
+        const char *feed = memchr(b.p + i, '\n', (size_t)(b.n - i));
+        end = feed ? feed - b.p : b.n;
+        json *m = *tail = arena_get(&f->memory, sizeof *m);
+        if (!m) status = NXT_MEMORY;
+        else {
+            *m = (json){.kind = JSON_STRING, .text = b.p + i, .length = end - i};
+            if (m->length && b.p[end - 1] == '\r') m->length--;
+            tail = &m->next;
+            list.count++;
+        }
+    }
+    if (status == NXT_OK) status = load_tokenizer(f, root);
+    buffer_free(&b);
+    f->t->eos = f->t->bos = status == NXT_OK ? nxt_token_id(f->t, "<|endoftext|>") : -1;
+    return status;
 }
 
-/* "eos_token": "x" or {"content": "x"}, in a file that need not be there */
+/* "eos_token": "x" or {"content": "x"}, in a file that need not be there. */
 static nxt_status load_specials(token_files *f, const char *path) {
+    static const char *const keys[] = {"eos_token", "bos_token"};
+    i32 *const ids[] = {&f->t->eos, &f->t->bos};
     json *root;
     if (!path) return NXT_MEMORY;
     if (!path_exists(path)) return NXT_OK;
     TRY(read_json(f, path, &root));
     for (int i = 0; i < 2; i++) {
-        const char *key = i ? "bos_token" : "eos_token";
-        const char *name = json_text(root, key, json_text(json_get(root, key), "content", NULL));
-        if (name) *(i ? &f->t->bos : &f->t->eos) = nxt_token_id(f->t, name);
+        const json *v = json_get(root, keys[i]);
+        const char *name = json_text(root, keys[i], json_text(v, "content", NULL));
+        if (name) *ids[i] = nxt_token_id(f->t, name);
     }
     return NXT_OK;
 }
 
 static nxt_status load_files(token_files *f, const char *path) {
-    nxt_tokenizer *t = f->t;
     arena *a = &f->memory;
     const bool file = ends_with(path, ".json");
     const char *directory = file ? path_parent(a, path) : path;
@@ -5132,11 +6228,15 @@ static nxt_status load_files(token_files *f, const char *path) {
     const char *vocab = path_join(a, directory, "vocab.json");
     const char *merges = path_join(a, directory, "merges.txt");
     if (!whole || !vocab || !merges) return NXT_MEMORY;
-    if (file || path_exists(whole)) TRY(load_tokenizer_json(f, whole));
-    else if (path_exists(vocab) && path_exists(merges)) TRY(load_vocab_json(f, vocab, merges));
+    if (file || path_exists(whole)) {
+        json *root;
+        TRY(read_json(f, whole, &root));
+        TRY(load_tokenizer(f, root));
+    } else if (path_exists(vocab) && path_exists(merges))
+        TRY(load_gpt2_files(f, vocab, merges));
     else
-        return fail(t->cx, NXT_IO, "%s: neither tokenizer.json nor vocab.json with merges.txt is "
-                    "there", path);
+        return fail(f->t->cx, NXT_IO, "%s: no tokenizer.json here, nor vocab.json with "
+                    "merges.txt", path);
     TRY(load_specials(f, path_join(a, directory, "special_tokens_map.json")));
     return load_specials(f, path_join(a, directory, "tokenizer_config.json"));
 }
@@ -5176,30 +6276,26 @@ void nxt_tokenizer_destroy(nxt_tokenizer *tok) {
 nxt_status nxt_encode(nxt_tokenizer *tok, const char *text, size_t bytes, int32_t *ids,
                       size_t *ends, size_t capacity, size_t *count) {
     token_list list = {.cx = tok->cx};
-    *count = 0;
     nxt_status status = encode(tok, text, (i64)bytes, ends != NULL, &list);
-    if (status == NXT_OK) {
-        *count = (size_t)list.n;
-        size_t n = (size_t)min64(list.n, (i64)capacity);
-        if (n) memcpy(ids, list.id, n * sizeof *ids);
-        for (size_t i = 0; ends && i < n; i++) ends[i] = (size_t)list.end[i];
+    *count = status == NXT_OK ? (size_t)list.n : 0;
+    for (size_t i = 0; i < *count && i < capacity; i++) {
+        ids[i] = list.id[i];
+        if (ends) ends[i] = (size_t)list.end[i];
     }
     mem_drop(tok->cx, list.id);
     mem_drop(tok->cx, list.end);
     return status;
 }
 
-nxt_status nxt_decode(nxt_tokenizer *tok, const int32_t *ids, size_t n, char *out, size_t capacity,
-                      size_t *bytes) {
+nxt_status nxt_decode(nxt_tokenizer *tok, const int32_t *ids, size_t n, char *out,
+                      size_t capacity, size_t *bytes) {
     *bytes = 0;
     for (size_t i = 0; i < n; i++) {
         const u8 *p;
         i64 length;
         decode_bytes(tok, ids[i], &p, &length);
-        size_t room = *bytes < capacity ? capacity - *bytes : 0;
-        size_t fits = (size_t)length < room ? (size_t)length : room;
-        if (fits) memcpy(out + *bytes, p, fits);
-        *bytes += (size_t)length;
+        for (i64 k = 0; k < length; k++, ++*bytes)
+            if (*bytes < capacity) out[*bytes] = (char)p[k];
     }
     return NXT_OK;
 }
@@ -5877,7 +6973,7 @@ static qkv_views keys_in_cache(pass *p, i64 l, qkv_views a) {
 
 static float attention_scale(const shape *s) { return 1 / sqrtf((float)s->D); }
 
-static void attention(pass *p, i64 l, layer_acts *a) {
+static void attend(pass *p, i64 l, layer_acts *a) {
     const shape *s = &p->m->s;
     const nxt_backend *ops = p->cx->ops;
     void *d = p->cx->device;
@@ -5898,7 +6994,7 @@ static void forward_layer(pass *p, i64 l) {
 
     norm(cx, a->n1, a->s1, x, w->norm1, s->eps, NXT_LAYER_NORM);
     linear(cx, a->qkv, a->n1, w->qkv, 0);
-    attention(p, l, a);
+    attend(p, l, a);
     copy_rows(cx, h, x);
     linear(cx, h, a->y, w->out, 1);             /* h = x + attention */
 
@@ -7698,7 +8794,7 @@ static u64 trainer_fingerprint(const nxt_trainer *t) {
                               c->adam_epsilon, c->max_grad_norm, (double)c->batch_size,
                               (double)c->gradient_accumulation_steps, (double)c->shuffle,
                               (double)c->schedule, (double)warmup_steps(t),
-                              (double)t->total_steps};
+                              c->schedule < NXT_SCHEDULE_CONSTANT ? (double)t->total_steps : 0};
     u64 h = mix64(c->seed);
     for (i64 i = 0; i < d->offset[d->info.examples]; i++)
         h = mix64(h ^ ((u64)(u32)d->ids[i] << 8 | d->trained[i]));
@@ -7934,18 +9030,17 @@ static nxt_status list_checkpoints(nxt_context *cx, const char *dir, i64 **steps
     return status;
 }
 
-/* Deletes the oldest above the limit, never the best one and never the one just made. */
-static nxt_status rotate(nxt_run *r) {
+/* Deletes the oldest checkpoints until `keep` are left, never the best one and never the one
+ * just made. */
+static nxt_status rotate(nxt_run *r, i64 keep) {
     i64 *steps, count;
     char name[64];
-    if (r->c.save_total_limit <= 0) return NXT_OK;
     nxt_status status = list_checkpoints(r->cx, r->c.output_dir, &steps, &count);
-    i64 extra = count - r->c.save_total_limit;
+    i64 extra = count - keep;
     int dir = status == NXT_OK ? open(r->c.output_dir, O_RDONLY | O_DIRECTORY | O_CLOEXEC) : -1;
     for (i64 i = 0; dir >= 0 && i < count && extra > 0; i++) {
-        if (steps[i] == r->saved_step ||
-            (r->c.load_best_model_at_end && steps[i] == r->state.best_step))
-            continue;
+        const bool best = r->c.load_best_model_at_end && steps[i] == r->state.best_step;
+        if (steps[i] == r->saved_step || best) continue;
         snprintf(name, sizeof name, "checkpoint-%" PRId64, steps[i]);
         remove_tree(dir, name);
         extra--;
@@ -7964,7 +9059,7 @@ nxt_status nxt_run_checkpoint(nxt_run *r, nxt_run_info *info) {
     TRY(status);
     info->saved = 1;
     r->saved_step = r->t->step;
-    return rotate(r);
+    return r->c.save_total_limit > 0 ? rotate(r, r->c.save_total_limit) : NXT_OK;
 }
 
 nxt_status nxt_run_step(nxt_run *r, nxt_run_info *info) {
@@ -8055,6 +9150,7 @@ static nxt_status run_open(nxt_run *r, const char *resume) {
     const char *run_json = path_join(&r->arena, r->c.output_dir, "run.json");
     if (!r->metrics_path || !run_json) return NXT_MEMORY;
     if (resume) TRY(checkpoint_load(r->t, &r->state, resume));
+    else TRY(rotate(r, 0)); /* an earlier run's checkpoints are not this run's */
     TRY(rewrite_metrics(r));
     if (r->c.run_json)
         TRY(file_replace(r->cx, run_json, r->c.run_json, (i64)strlen(r->c.run_json)));
@@ -8439,7 +9535,7 @@ static options default_options(void) {
 }
 
 /* A word out of a few. Returns its place, or -1 after saying what there is. */
-static int choose(const char *option_name, const char *value, const char *const *words, int n) {
+static int choose_word(const char *option_name, const char *value, const char *const *words, int n) {
     for (int i = 0; i < n; i++)
         if (same_name(value, words[i])) return i;
     char list[160] = "";
@@ -8462,22 +9558,22 @@ static int settle_options(options *o) {
                                          "adamw-hf"};
     static const char *const devices[] = {"cpu"};
     int i = 0;
-    if (o->truncation && (i = choose("truncation", o->truncation, truncations, 5)) >= 0)
+    if (o->truncation && (i = choose_word("truncation", o->truncation, truncations, 5)) >= 0)
         o->d.truncation = (nxt_truncation)i;
-    if (i >= 0 && o->train_on && (i = choose("train-on", o->train_on, trained, 2)) >= 0)
+    if (i >= 0 && o->train_on && (i = choose_word("train-on", o->train_on, trained, 2)) >= 0)
         o->d.train_on_all = i;
     if (i >= 0 && o->schedule &&
-        (i = choose("lr-scheduler-type", o->schedule, schedules, 4)) >= 0)
+        (i = choose_word("lr-scheduler-type", o->schedule, schedules, 4)) >= 0)
         o->t.schedule = (nxt_schedule)i;
     o->r.eval_when = o->eval_data || o->eval_split > 0 ? NXT_EPOCH : NXT_NEVER;
     if (i >= 0 && o->eval_strategy &&
-        (i = choose("eval-strategy", o->eval_strategy, whens, 3)) >= 0)
+        (i = choose_word("eval-strategy", o->eval_strategy, whens, 3)) >= 0)
         o->r.eval_when = (nxt_when)i;
     if (i >= 0 && o->save_strategy &&
-        (i = choose("save-strategy", o->save_strategy, whens, 3)) >= 0)
+        (i = choose_word("save-strategy", o->save_strategy, whens, 3)) >= 0)
         o->r.save_when = (nxt_when)i;
-    if (i >= 0 && o->optim) i = choose("optim", o->optim, optims, 4);
-    if (i >= 0 && o->device) i = choose("device", o->device, devices, 1);
+    if (i >= 0 && o->optim) i = choose_word("optim", o->optim, optims, 4);
+    if (i >= 0 && o->device) i = choose_word("device", o->device, devices, 1);
     if (i < 0) return 2;
     o->d.append_eos = o->no_eos ? 0 : o->yes_eos ? 1 : -1;
     o->d.skip_bad_lines = o->skip_bad_lines;
@@ -8705,15 +9801,23 @@ static void human_bytes(double bytes, char out[32]) {
     snprintf(out, 32, u ? "%.3g %s" : "%.0f %s", bytes, unit[u]);
 }
 
-/* Bytes the machine can still give, 0 when it does not say. */
-static double available_memory(void) {
+/* One number out of a file of the system's; 0 when there is none. */
+static double system_number(const char *path, const char *format) {
     char line[256];
-    double kilobytes = 0;
-    FILE *f = fopen("/proc/meminfo", "r");
+    double x = 0;
+    FILE *f = fopen(path, "r");
     while (f && fgets(line, sizeof line, f))
-        if (sscanf(line, "MemAvailable: %lf", &kilobytes) == 1) break;
+        if (sscanf(line, format, &x) == 1) break;
     if (f) fclose(f);
-    return kilobytes * 1024;
+    return x;
+}
+
+/* Bytes that the machine, or the container, can still give; 0 when neither says. */
+static double available_memory(void) {
+    const double free_bytes = 1024 * system_number("/proc/meminfo", "MemAvailable: %lf");
+    const double limit = system_number("/sys/fs/cgroup/memory.max", "%lf");
+    const double room = limit - system_number("/sys/fs/cgroup/memory.current", "%lf");
+    return limit > 0 && (free_bytes <= 0 || room < free_bytes) ? room : free_bytes;
 }
 
 static void print_data_report(const char *label, const nxt_dataset *data) {

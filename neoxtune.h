@@ -357,7 +357,8 @@ typedef struct nxt_run_info {
 } nxt_run_info;
 
 NXT_API nxt_run_config nxt_run_config_default(void);
-/* Creates output_dir when needed. resume: a checkpoint directory, or NULL. */
+/* Creates output_dir when needed. resume: a checkpoint directory; NULL: a new run, and the
+ * checkpoints of an earlier one in output_dir are deleted. */
 NXT_API NXT_CHECKED nxt_status nxt_run_create(nxt_run **run, nxt_trainer *trainer,
                                               const nxt_run_config *config, const char *resume);
 /* One optimizer step and what is due after it. */

@@ -10,12 +10,35 @@
 #include "harness.h"
 #include "micro.h"
 #include "test_kernels.h"
+#include "test_golden.h"
+#include "test_train.h"
+#include "test_data.h"
+#include "test_session.h"
 
 #define ROW(name) {#name, test_##name}
 static const test_row tests[] = {
+    /* §5, §6 */
     ROW(numbers), ROW(op_embed), ROW(op_norm), ROW(op_matmul), ROW(op_bias), ROW(op_rope),
     ROW(op_attention), ROW(op_attention_cache), ROW(op_act), ROW(op_rows), ROW(op_store),
     ROW(op_convert), ROW(op_xent), ROW(op_adamw), ROW(op_sumsq),
+    /* §14 to §17 */
+    ROW(golden_parallel_025), ROW(golden_parallel_100), ROW(golden_sequential_025),
+    ROW(golden_sequential_100), ROW(golden_variants), ROW(perplexity_golden),
+    /* §18 */
+    ROW(data_masks), ROW(data_templates), ROW(data_columns_refused), ROW(data_files),
+    ROW(data_truncation), ROW(data_blocks), ROW(data_untrained), ROW(data_split),
+    ROW(data_write_rows), ROW(data_tokens), ROW(shuffle),
+    /* §19, §20, §22 */
+    ROW(train_threads), ROW(train_accumulation), ROW(train_resume_f32), ROW(train_resume_f16),
+    ROW(train_resume_refused), ROW(schedules), ROW(train_epochs), ROW(train_config_refused),
+    ROW(train_diverged), ROW(cancel), ROW(evaluate), ROW(run_resume), ROW(run_metrics),
+    ROW(run_best), ROW(save_load_save), ROW(save_overflow), ROW(save_killed_run),
+    /* §21 */
+    ROW(session), ROW(session_refused), ROW(sample_distribution), ROW(sample_choice),
+    ROW(sample_large), ROW(utf8_whole), ROW(exact_match),
+    /* §3 */
+    ROW(step_allocates_nothing), ROW(refused_context), ROW(refused_loading),
+    ROW(refused_training), ROW(refused_saving),
 };
 
 int main(int argc, char **argv) {
