@@ -705,16 +705,17 @@ static inline double normal(u64 seed, purpose what, u64 a, u64 b) {
 }
 
 /* Where index i of n goes in the shuffle named by key: a permutation in O(1) memory, so
- * that an epoch's order needs no array and resuming needs no replay. Four Feistel rounds
+ * that an epoch's order needs no array and resuming needs no replay. Feistel rounds
  * permute the smallest 4^k >= n; an image outside [0, n) is permuted again ("cycle
- * walking", fewer than four turns on average), which leaves a permutation of [0, n). */
+ * walking", fewer than four turns on average), which leaves a permutation of [0, n). Eight
+ * rounds, because halves of a few bits mix slowly. */
 static u64 permute(u64 i, u64 n, u64 key) {
     int half = 1;
     while (half < 31 && (u64)1 << 2 * half < n) half++;
     u64 mask = ((u64)1 << half) - 1;
     do {
         u64 left = i >> half, right = i & mask;
-        for (u64 round = 0; round < 4; round++) {
+        for (u64 round = 0; round < 8; round++) {
             u64 next = left ^ (mix64(key + round + (right << 8)) & mask);
             left = right;
             right = next;
@@ -1532,6 +1533,7 @@ static size_t matmul_workspace(void) { return 0; }
  * their numbers (I6). Sums run in LANES partial sums (I7), in a fixed order, so that their
  * bits depend neither on the vector width nor on the number of threads.
  */
+/* READY: compiles and is correct; with it, stub_fast.c goes */
 #if NXT_HAS_SIMD
 
 /* -- exp, tanh and the normal distribution ------------------------------------------------
@@ -2846,6 +2848,7 @@ static nxt_status json_fail(const json_reader *r, const char *at, const char *re
                 reason);
 }
 
+/* The four characters of white space that JSON knows. */
 static void json_space(json_reader *r) {
     while (r->p < r->end && (*r->p == ' ' || *r->p == '\n' || *r->p == '\r' || *r->p == '\t'))
         r->p++;
@@ -3299,6 +3302,7 @@ static nxt_status file_map_open(nxt_context *cx, const char *path, file_map *m) 
     return status;
 }
 
+/* May be called again, and on a map that was never opened. */
 static void file_map_close(file_map *m) {
     if (m->p) munmap((void *)(uintptr_t)m->p, (size_t)m->n);
     *m = (file_map){0};
@@ -3312,6 +3316,7 @@ static nxt_status file_read(nxt_context *cx, const char *path, i64 most, buffer 
     char piece[16384];
     TRY(file_open(cx, path, &fd, &bytes));
     nxt_status status = NXT_OK;
+    buffer_add(out, "", 0); /* so that an empty file is an empty text, not NULL */
     for (i64 total = 0; status == NXT_OK;) {
         ssize_t got = read(fd, piece, sizeof piece);
         if (got < 0 && errno == EINTR) continue;
@@ -3341,8 +3346,16 @@ static nxt_status file_read(nxt_context *cx, const char *path, i64 most, buffer 
  * What makes a save durable, in this order: the bytes of each file (fsync of the file), their
  * names in the temporary directory (fsync of that directory), the new name of the directory
  * (fsync of its parent). Without the first two, a rename that survived a power cut could
- * show files full of zeros. After a kill, temporary directories remain; their names say whose
- * they were, and nobody reads them. */
+ * show files full of zeros.
+ *
+ *     killed while                     final name       temporary name
+ *     files are written                old              part of the new
+ *     they are flushed                 old              new
+ *     names are being swapped          old, or new      new, or old
+ *     the old state is removed         new              part of the old
+ *
+ * A temporary directory that a kill left behind is never read by anybody; its name says which
+ * process made it. */
 typedef struct save {
     nxt_context *cx;
     arena arena;
@@ -3593,6 +3606,7 @@ static int save_turn(const char *name) {
     return ends_with(name, ".safetensors.index.json") ? 2 : 0;
 }
 
+/* Whether the save has a finished file of that name. */
 static bool save_holds(const save *s, const char *name) {
     for (i64 i = 0; i < s->count; i++)
         if (!strcmp(s->names[i], name)) return true;
@@ -3645,7 +3659,12 @@ static nxt_status save_commit(save *s) {
  *
  * What a model's files hold, whatever their form: §12 fills the same table. Values are not
  * read here. A tensor points into a map and says how its elements lie; only what computes
- * with it, or copies it, touches the pages. */
+ * with it, or copies it, touches the pages. Element (i, j) of a matrix is the one at
+ * i stride[0] + j stride[1], so that a transposed or cut out matrix needs no copy:
+ *
+ *     3 x 4, row-major                 dim 3, 4    stride 4, 1
+ *     the same, transposed             dim 4, 3    stride 1, 4
+ *     its two middle columns           dim 3, 2    stride 4, 1, and p one element later */
 enum { MAX_RANK = 8, MAX_FILES = 4096 };
 
 typedef struct tensor {
@@ -3669,7 +3688,8 @@ typedef struct weight_file {
     file_map map;
 } weight_file;
 
-/* The tensors of a model, whatever files they came from. They live until weights_close. */
+/* The tensors of a model, whatever files they came from. They live until weights_close. The
+ * hash is what keeps a file with a million names from taking a million searches of each. */
 typedef struct weights {
     nxt_context *cx;
     arena arena;
@@ -4011,6 +4031,7 @@ static nxt_status weights_file(weights *w, const char *directory, const char *na
     return NXT_OK;
 }
 
+/* Maps a file and adds its tensors. The map stays open until weights_close. */
 static nxt_status weights_load(weights *w, weight_file *f, weight_parser parse) {
     TRY(file_map_open(w->cx, f->path, &f->map));
     return parse(w, f->path, f->map.p, f->map.n);
@@ -4257,6 +4278,15 @@ done:
  * is not that machine. It knows the opcodes that a dictionary of tensors needs and the few
  * names that one may mention, builds plain values from them, and refuses everything else
  * by name. Nothing is ever called.
+ *
+ *     what such files try                             where it ends
+ *     a name that runs code                           pickle_name: not in the table
+ *     opcodes for old classes, extensions, buffers    pickle_step: unknown
+ *     a memo, a text, a container beyond all bounds   each at its opcode
+ *     two directories, two entries of one name        zip_open, zip_read
+ *     entries that differ from the directory          zip_local
+ *     a small file that expands without end           zip_central: nothing is expanded
+ *     tensors larger than what they lie in            torch_shape, torch_tensor
  *
  * -- the archive ---------------------------------------------------------------------------
  *
@@ -4518,6 +4548,7 @@ typedef struct torch_name {
     const char *kind; /* of a storage's elements */
 } torch_name;
 
+/* NULL: not one of them. */
 static const torch_name *torch_name_find(const char *name) {
     static const torch_name names[] = {
         {"collections.OrderedDict", ORDERED_DICT, NULL},
@@ -4559,6 +4590,7 @@ typedef struct pickle_machine {
     i64 depth, stack_capacity, memo_count, memo_capacity;
 } pickle_machine;
 
+/* Every fault says where in the pickle it was found. */
 static nxt_status fail_pickle(const pickle_machine *k, const char *reason) {
     return fail(k->cx, NXT_FORMAT, "%s: data.pkl, byte %" PRId64 ": %s", k->file,
                 (i64)(k->p - k->start), reason);
@@ -4572,6 +4604,7 @@ static nxt_status pickle_number(pickle_machine *k, int bytes, u64 *out) {
     return NXT_OK;
 }
 
+/* The stack grows as it must: each push costs a byte of the pickle at least. */
 static nxt_status pickle_push(pickle_machine *k, pickle_value *v) {
     TRY(mem_grow(k->cx, &k->stack, k->depth, k->depth + 1, &k->stack_capacity,
                  sizeof *k->stack));
@@ -5190,10 +5223,12 @@ enum { /* the property of a code point: class, flags, and its combining class <<
 };
 
 /* A map from two numbers to one: a hash table, half empty at least, searched from the hash
- * onwards. Free slots have the value NONE. */
+ * onwards. Free slots have the value NONE. Most questions are about pairs that are not there:
+ * a filter, small enough to stay near the processor, answers nine in ten of them. */
 typedef struct pair_slot { u32 a, b, value; } pair_slot;
 typedef struct pair_map {
     pair_slot *slot;
+    u64 *filter; /* four bits a slot; a bit is set if some pair's hash begins with its number */
     u32 mask;
     int shift;
 } pair_map;
@@ -5224,7 +5259,7 @@ typedef struct matcher {
 } matcher;
 
 /* What BPE made of a word: one cache line. The last byte of the key is the word's length. */
-enum { WORD_BYTES = 31, WORD_IDS = 7, CACHE_BITS = 15 };
+enum { WORD_BYTES = 23, WORD_IDS = 9, CACHE_BITS = 15 };
 typedef struct word {
     u8 key[WORD_BYTES + 1];
     i32 id[WORD_IDS], count;
@@ -5255,7 +5290,7 @@ struct nxt_tokenizer {
     u32 dictionary_mask;
     i32 byte_of[ALPHABET]; /* letter of the file -> byte, or -1 */
     i32 byte_id[256];      /* byte -> its token, or -1 */
-    u32 *byte_rank;        /* (256, 256): ranks of pairs of bytes; every new word asks for them */
+    u32 *byte_rank;        /* (256, 256): ranks of pairs of bytes: every new word asks them */
     pair_map merges;       /* (left id, right id) -> rank */
     i32 *merged;           /* rank -> id of the two together */
     i32 unknown;           /* stands for bytes without a token; -1: these are dropped */
@@ -5280,25 +5315,33 @@ struct nxt_tokenizer {
 static nxt_status pair_map_create(arena *a, i64 most, pair_map *m) {
     int bits = 4;
     while ((i64)1 << bits < 2 * most) bits++;
-    const size_t bytes = ((size_t)1 << bits) * sizeof *m->slot;
-    *m = (pair_map){arena_get(a, bytes), ((u32)1 << bits) - 1, 64 - bits};
-    if (!m->slot) return NXT_MEMORY;
+    const size_t slots = (size_t)1 << bits, bytes = slots * sizeof *m->slot;
+    *m = (pair_map){arena_get(a, bytes), arena_get(a, slots / 2), (u32)slots - 1, 64 - bits};
+    if (!m->slot || !m->filter) return NXT_MEMORY;
     memset(m->slot, 0xff, bytes); /* NONE */
     return NXT_OK;
 }
 
+static inline u64 pair_hash(u32 a, u32 b) {
+    return ((u64)a << 32 | b) * 0x9e3779b97f4a7c15u; /* 2^64 / the golden ratio */
+}
+
 /* The slot of (a, b), or the free one where it belongs. */
 static inline pair_slot *pair_find(const pair_map *m, u32 a, u32 b) {
-    u64 hash = ((u64)a << 32 | b) * 0x9e3779b97f4a7c15u; /* 2^64 / the golden ratio */
-    for (u32 i = (u32)(hash >> m->shift);; i = (i + 1) & m->mask) {
+    for (u32 i = (u32)(pair_hash(a, b) >> m->shift);; i = (i + 1) & m->mask) {
         pair_slot *s = m->slot + i;
         if ((s->a == a && s->b == b) || s->value == NONE) return s;
     }
 }
 
-static inline u32 pair_get(const pair_map *m, u32 a, u32 b) { return pair_find(m, a, b)->value; }
+static inline u32 pair_get(const pair_map *m, u32 a, u32 b) {
+    const u64 bit = pair_hash(a, b) >> (m->shift - 2);
+    return m->filter[bit / 64] >> bit % 64 & 1 ? pair_find(m, a, b)->value : NONE;
+}
 
 static void pair_put(pair_map *m, u32 a, u32 b, u32 value) {
+    const u64 bit = pair_hash(a, b) >> (m->shift - 2);
+    m->filter[bit / 64] |= (u64)1 << bit % 64;
     *pair_find(m, a, b) = (pair_slot){a, b, value};
 }
 
@@ -5349,12 +5392,11 @@ static inline u32 property_at(const nxt_tokenizer *t, const u8 *p, i64 n, int *s
     return t->property[point_at(p, n, size)];
 }
 
-/* Korean syllables are not in tables: number S is made of the letters L, V and, unless it is
- * 0, T, with S = (L * HANGUL_VS + V) * HANGUL_TS + T  [Unicode, section 3.12]. */
+/* Korean syllables are not in the tables: number S is made of the letters L, V and, unless it
+ * is 0, T, with S = (L * HANGUL_VS + V) * HANGUL_TS + T  [Unicode, section 3.12]. */
 enum {
     HANGUL_S = 0xac00, HANGUL_L = 0x1100, HANGUL_V = 0x1161, HANGUL_T = 0x11a7,
-    HANGUL_LS = 19, HANGUL_VS = 21, HANGUL_TS = 28,
-    HANGUL_SS = HANGUL_LS * HANGUL_VS * HANGUL_TS
+    HANGUL_LS = 19, HANGUL_VS = 21, HANGUL_TS = 28
 };
 
 /* The tables are small in the file and fast in memory: a property for each code point, 2 MB,
@@ -5382,17 +5424,12 @@ static nxt_status unicode_create(nxt_tokenizer *t) {
 }
 
 /* Writes the full decomposition of c, at most four code points, each with its combining
- * class: c << 8 | class. Returns their number. */
+ * class: c << 8 | class. Returns their number. (Korean stays whole: what would be taken apart
+ * here compose_all would put together again.) */
 static i64 decompose(const nxt_tokenizer *t, u32 c, u32 *out) {
     u32 tail[4], row;
     i64 n = 0;
     int tails = 0;
-    if (c - HANGUL_S < HANGUL_SS) {
-        u32 s = c - HANGUL_S;
-        if (s % HANGUL_TS) tail[tails++] = HANGUL_T + s % HANGUL_TS;
-        tail[tails++] = HANGUL_V + s / HANGUL_TS % HANGUL_VS;
-        c = HANGUL_L + s / (HANGUL_VS * HANGUL_TS);
-    }
     while ((row = pair_get(&t->unicode, c, 0)) != NONE) { /* only the first part goes on */
         c = unicode_pairs[3 * row + 1];
         if (unicode_pairs[3 * row + 2]) tail[tails++] = unicode_pairs[3 * row + 2];
@@ -5425,7 +5462,7 @@ static void order_marks(u32 *point, i64 n, u32 *spare) {
 static u32 compose(const nxt_tokenizer *t, u32 a, u32 b) {
     if (a - HANGUL_L < HANGUL_LS && b - HANGUL_V < HANGUL_VS)
         return HANGUL_S + ((a - HANGUL_L) * HANGUL_VS + b - HANGUL_V) * HANGUL_TS;
-    if (a - HANGUL_S < HANGUL_SS && (a - HANGUL_S) % HANGUL_TS == 0
+    if (a - HANGUL_S < HANGUL_LS * HANGUL_VS * HANGUL_TS && (a - HANGUL_S) % HANGUL_TS == 0
         && b - HANGUL_T - 1 < HANGUL_TS - 1)
         return a + b - HANGUL_T;
     u32 row = pair_get(&t->unicode, a, b);
@@ -5478,18 +5515,8 @@ static nxt_status normalise_cluster(nxt_tokenizer *t, const u8 *p, i64 n, i64 or
 
 /* The first code point from `at` on that normalising must look at, or n. */
 static i64 next_look(const nxt_tokenizer *t, const u8 *p, i64 at, i64 n) {
-    while (at < n) {
-        u64 eight;
-        int size;
-        if (p[at] < 0x80) { /* ASCII is normal */
-            at++;
-            while (n - at >= 8 && (memcpy(&eight, p + at, 8), !(eight & 0x8080808080808080u)))
-                at += 8;
-            continue;
-        }
-        if (property_at(t, p + at, n - at, &size) & LOOK) break;
-        at += size;
-    }
+    int size;
+    while (at < n && !(property_at(t, p + at, n - at, &size) & LOOK)) at += size;
     return at;
 }
 
@@ -5716,35 +5743,25 @@ static nxt_status merge_long(nxt_tokenizer *t, const u8 *p, i64 n, i64 start) {
     return status;
 }
 
-/* The ids of a word whose bytes all have tokens, if it is short, into id; else -1. */
-static i64 merge_word(const nxt_tokenizer *t, const u8 *p, i64 n, i32 *id) {
-    if (t->ignore_merges) {
-        *id = *dictionary_find(t, p, n, 0);
-        if (*id >= 0) return 1;
-    }
-    return n <= SHORT ? merge_short(t, p, n, id) : -1;
-}
-
 /* Adds the ids of p[0, n), a word that starts at byte `start` of its text. Most words of a
  * text were there before, so a cache answers: direct-mapped, each word has one place. */
 static nxt_status encode_word(nxt_tokenizer *t, const u8 *p, i64 n, i64 start) {
     TRY(reserve(t, max64(n, WORD_IDS)));
     i32 *id = t->out->id + t->out->n;
     i64 count;
-    u64 key[4] = {0};
+    u64 key[3] = {0};
     word *w = NULL;
     if (n <= WORD_BYTES) {
         memcpy(key, p, (size_t)n);
-        key[3] |= (u64)n << 56;
-        u64 hash = (key[0] ^ (key[1] + key[3]) * 0xbf58476d1ce4e5b9u) * 0x9e3779b97f4a7c15u;
-        hash = (hash ^ hash >> 32 ^ key[2]) * 0x94d049bb133111ebu;
-        w = t->cache + (hash >> (64 - CACHE_BITS));
+        key[2] |= (u64)n << 56;
+        w = t->cache + (mix64(mix64(key[0] ^ key[2]) + key[1]) >> (64 - CACHE_BITS));
     }
     if (w && !memcmp(w->key, key, sizeof key)) {
         memcpy(id, w->id, sizeof w->id);
         count = w->count;
     } else {
-        count = merge_word(t, p, n, id);
+        count = t->ignore_merges && (*id = *dictionary_find(t, p, n, 0)) >= 0 ? 1
+                : n <= SHORT ? merge_short(t, p, n, id) : -1;
         if (count < 0) return merge_long(t, p, n, start);
         if (w && count <= WORD_IDS) {
             memcpy(w->key, key, sizeof key);
@@ -5908,18 +5925,11 @@ typedef struct token_files {
     const char *path; /* of the file at work, for errors */
 } token_files;
 
-static nxt_status read_text(token_files *f, const char *path, buffer *b) {
-    f->path = path;
-    *b = (buffer){.cx = f->t->cx};
-    nxt_status status = file_read(f->t->cx, path, MOST_BYTES, b);
-    if (status != NXT_OK) buffer_free(b);
-    return status;
-}
-
 static nxt_status read_json(token_files *f, const char *path, json **out) {
-    buffer b;
-    TRY(read_text(f, path, &b));
-    nxt_status status = json_parse(&f->memory, path, b.p ? b.p : "", b.n, out);
+    buffer b = {.cx = f->t->cx};
+    f->path = path;
+    nxt_status status = file_read(b.cx, path, MOST_BYTES, &b);
+    if (status == NXT_OK) status = json_parse(&f->memory, path, b.p ? b.p : "", b.n, out);
     buffer_free(&b);
     return status;
 }
@@ -6034,19 +6044,14 @@ static nxt_status load_merges(token_files *f, const json *merges) {
     TRY(pair_map_create(&t->memory, merges->count, &t->merges));
     for (const json *m = merges->first; m; m = m->next) {
         const json *a = m->first, *b = a ? a->next : NULL;
-        if (m->kind == JSON_STRING) {
-            if (!strncmp(m->text, "#version", 8)) continue;
-            const char *space = memchr(m->text, ' ', (size_t)m->length);
-            i64 left = space ? space - m->text : 0, right = m->length - left - 1;
-            if (space && !memchr(space + 1, ' ', (size_t)right)) {
-                TRY(load_merge(f, rank++, m->text, left, space + 1, right));
-                continue;
-            }
-        } else if (b && !b->next && a->kind == JSON_STRING && b->kind == JSON_STRING) {
+        const bool text = m->kind == JSON_STRING;
+        const char *space = text ? memchr(m->text, ' ', (size_t)m->length) : NULL;
+        const i64 left = space ? space - m->text : 0;
+        if (text && !strncmp(m->text, "#version", 8)) continue;
+        if (space) TRY(load_merge(f, rank++, m->text, left, space + 1, m->length - left - 1));
+        else if (b && !b->next && a->kind == JSON_STRING && b->kind == JSON_STRING)
             TRY(load_merge(f, rank++, a->text, a->length, b->text, b->length));
-            continue;
-        }
-        return fail(t->cx, NXT_FORMAT, "%s: merge %u is not a pair", f->path, rank + 1);
+        else return fail(t->cx, NXT_FORMAT, "%s: merge %u is not a pair", f->path, rank + 1);
     }
     return NXT_OK;
 }
@@ -6167,39 +6172,30 @@ static nxt_status load_tokenizer(token_files *f, const json *root) {
     return load_added(f, added, words->count);
 }
 
-/* GPT-2's own two files are put in place of a tokenizer.json that says what they leave to the
- * program: the pre-tokenizer, and a token that ends a text. */
+/* GPT-2's own two files are rewritten as a tokenizer.json that also says what they leave to
+ * the program: the pre-tokenizer, and the token that ends a text. */
 static nxt_status load_gpt2_files(token_files *f, const char *vocab, const char *merges) {
-    static const char rest[] =
-        "{\"pre_tokenizer\": {\"type\": \"ByteLevel\", \"add_prefix_space\": false},"
-        " \"added_tokens\": [{\"content\": \"<|endoftext|>\", \"special\": true}]}";
-    json *root, *words, list = {.kind = JSON_ARRAY, .key = "merges", .key_length = 6};
-    json model = {.kind = JSON_OBJECT, .key = "model", .key_length = 5, .first = &list};
-    json **tail = &list.first;
-    buffer b;
-    TRY(json_parse(&f->memory, "tokenizer", rest, sizeof rest - 1, &root));
-    TRY(read_json(f, vocab, &words));
-    words->key = "vocab", words->key_length = 5;
-    list.next = words;
-    model.next = root->first;
-    root->first = &model;
-    TRY(read_text(f, merges, &b));
-    nxt_status status = NXT_OK;
-    for (i64 i = 0, end; status == NXT_OK && i < b.n; i = end + 1) {
-        const char *feed = memchr(b.p + i, '\n', (size_t)(b.n - i));
-        end = feed ? feed - b.p : b.n;
-        json *m = *tail = arena_get(&f->memory, sizeof *m);
-        if (!m) status = NXT_MEMORY;
-        else {
-            *m = (json){.kind = JSON_STRING, .text = b.p + i, .length = end - i};
-            if (m->length && b.p[end - 1] == '\r') m->length--;
-            tail = &m->next;
-            list.count++;
-        }
+    buffer all = {.cx = f->t->cx}, lines = all;
+    json *root;
+    buffer_text(&all, "{\"model\": {\"vocab\": ");
+    f->path = vocab;
+    nxt_status status = file_read(all.cx, vocab, MOST_BYTES, &all);
+    if (status == NXT_OK) status = file_read(all.cx, merges, MOST_BYTES, &lines);
+    buffer_text(&all, ", \"merges\": [\"#version\"");
+    for (i64 at = 0, end; status == NXT_OK && at < lines.n; at = end + 1) {
+        const char *feed = memchr(lines.p + at, '\n', (size_t)(lines.n - at));
+        end = feed ? feed - lines.p : lines.n;
+        buffer_text(&all, ", ");
+        json_write_text(&all, lines.p + at, end - at - (end > at && lines.p[end - 1] == '\r'));
     }
+    buffer_text(&all, "]}, \"pre_tokenizer\": {\"type\": \"ByteLevel\", \"add_prefix_space\": false},"
+                " \"added_tokens\": [{\"content\": \"<|endoftext|>\", \"special\": true}]}");
+    if (status == NXT_OK) status = all.status;
+    if (status == NXT_OK) status = json_parse(&f->memory, vocab, all.p, all.n, &root);
     if (status == NXT_OK) status = load_tokenizer(f, root);
-    buffer_free(&b);
-    f->t->eos = f->t->bos = status == NXT_OK ? nxt_token_id(f->t, "<|endoftext|>") : -1;
+    if (status == NXT_OK) f->t->eos = f->t->bos = nxt_token_id(f->t, "<|endoftext|>");
+    buffer_free(&all);
+    buffer_free(&lines);
     return status;
 }
 
@@ -6717,33 +6713,41 @@ nxt_status nxt_model_load(nxt_model **out, nxt_context *cx, const char *dir) {
     return status;
 }
 
+/* One parameter's values to the device, a piece at a time: rows may be apart in the file. */
+static void upload_param(const nxt_model *m, const param *p, float *to, float *staging) {
+    const i64 width = min64(p->w.cols, STAGE), rows = max64(1, STAGE / p->w.cols);
+    for (i64 r = 0; r < p->w.rows; r += rows)
+        for (i64 c = 0; c < p->w.cols; c += width) { /* wider than the staging: one row */
+            const i64 n = min64(rows, p->w.rows - r), w = min64(width, p->w.cols - c);
+            for (i64 k = 0; k < n; k++)
+                load_floats(staging + k * w, p->stored.p, p->stored.type,
+                            (r + k) * p->stored.stride + c, w);
+            m->cx->ops->upload(m->cx->device, to + r * p->w.cols + c, staging,
+                               (size_t)(n * w) * sizeof(float));
+        }
+}
+
 /* Copies every weight into an f32 master of its own and gives it a gradient: what a
- * trainer needs. Idempotent. */
+ * trainer needs. Does nothing the second time. */
 static nxt_status model_make_trainable(nxt_model *m) {
     const nxt_backend *ops = m->cx->ops;
     void *d = m->cx->device;
-    enum { PIECE = 1 << 18 };
     float *staging;
-    if (m->masters) return NXT_OK;
-    m->masters = ops->alloc(d, (size_t)m->elements * sizeof(float));
-    if (m->masters) m->grads = ops->alloc(d, (size_t)m->elements * sizeof(float));
-    if (!m->grads) return NXT_MEMORY;
-    TRY(mem_get(m->cx, &staging, PIECE, sizeof *staging));
     i64 at = 0;
+    if (m->masters) return NXT_OK;
+    TRY(mem_get(m->cx, &staging, STAGE, sizeof *staging));
+    float *masters = ops->alloc(d, (size_t)m->elements * sizeof(float));
+    m->grads = masters ? ops->alloc(d, (size_t)m->elements * sizeof(float)) : NULL;
+    if (!m->grads) {
+        if (masters) ops->release(d, masters);
+        mem_drop(m->cx, staging);
+        return NXT_MEMORY;
+    }
+    m->masters = masters;
     for (i64 i = 0; i < m->param_count; i++) {
         param *p = &m->params[i];
-        i64 rows_at_once = max64(1, PIECE / p->w.cols), width = min64(p->w.cols, PIECE);
-        for (i64 r = 0; r < p->w.rows; r += rows_at_once)
-            for (i64 c = 0; c < p->w.cols; c += width) {
-                i64 n = rows_at_once > 1 ? min64(rows_at_once, p->w.rows - r) : 1;
-                i64 w = min64(width, p->w.cols - c);
-                for (i64 k = 0; k < n; k++)
-                    load_floats(staging + k * w, p->stored.p, p->stored.type,
-                                (r + k) * p->stored.stride + c, w);
-                ops->upload(d, m->masters + at + r * p->w.cols + c, staging,
-                            (size_t)(n * w) * sizeof(float));
-            }
-        p->w = matrix(m->masters + at, p->w.rows, p->w.cols);
+        upload_param(m, p, masters + at, staging);
+        p->w = matrix(masters + at, p->w.rows, p->w.cols);
         p->grad = matrix(m->grads + at, p->w.rows, p->w.cols);
         at += p->w.rows * p->w.cols;
     }
@@ -7559,6 +7563,7 @@ nxt_status nxt_dataset_from_files(nxt_dataset **out, nxt_tokenizer *tok,
 nxt_status nxt_dataset_from_tokens(nxt_dataset **out, nxt_context *cx, const i32 *ids,
                                    const u8 *trained, const i64 *offsets, i64 count) {
     nxt_dataset *d;
+    *out = NULL;
     TRY(dataset_create(&d, cx));
     nxt_status status = NXT_OK;
     for (i64 i = 0; i < count && status == NXT_OK; i++) {
@@ -8497,6 +8502,10 @@ static nxt_status check_feeds(const nxt_session *s, const nxt_feed *feeds, int c
         if (x->sequence < 0 || x->sequence >= s->sequences || x->n < 1)
             return fail(s->cx, NXT_ARGUMENT, "feed %d: sequence %d of %d, %" PRId64 " tokens",
                         f, x->sequence, s->sequences, x->n);
+        for (int e = 0; e < f; e++)
+            if (feeds[e].sequence == x->sequence)
+                return fail(s->cx, NXT_ARGUMENT, "feeds %d and %d name the same sequence %d", e,
+                            f, x->sequence);
         if (s->length[x->sequence] + x->n > s->capacity)
             return fail(s->cx, NXT_ARGUMENT, "sequence %d would have %" PRId64 " tokens; the "
                         "session holds %" PRId64, x->sequence, s->length[x->sequence] + x->n,
@@ -9382,17 +9391,33 @@ static void print_log(void *user, nxt_log_level level, const char *line) {
     fprintf(stderr, "%s%s\n", level == NXT_LOG_WARNING ? "warning: " : "", line);
 }
 
-static void print_json_text(const char *text, size_t n) {
-    putchar('"');
-    for (size_t i = 0; i < n; i++) {
-        unsigned char c = (unsigned char)text[i];
-        if (c == '"' || c == '\\') printf("\\%c", c);
-        else if (c == '\n') fputs("\\n", stdout);
-        else if (c == '\t') fputs("\\t", stdout);
-        else if (c < 32 || c == 127) printf("\\u%04x", c);
-        else putchar(c);
+/* Bytes of the UTF-8 character at p, of n that are left; 0: not valid. */
+static size_t character_size(const unsigned char *p, size_t n) {
+    const size_t size = *p < 0x80 ? 1 : *p < 0xc2 ? 0 : *p < 0xe0 ? 2 : *p < 0xf0 ? 3 : 4;
+    if (!size || size > n || *p > 0xf4) return 0;
+    for (size_t i = 1; i < size; i++)
+        if ((p[i] & 0xc0) != 0x80) return 0;
+    const unsigned second = size > 2 ? p[1] : 0; /* overlong, surrogates, too large */
+    if ((*p == 0xe0 && second < 0xa0) || (*p == 0xed && second > 0x9f)
+        || (*p == 0xf0 && second < 0x90) || (*p == 0xf4 && second > 0x8f))
+        return 0;
+    return size;
+}
+
+/* A JSON string. A byte that is no UTF-8 becomes U+FFFD, as in Python. */
+static void print_json_text(FILE *f, const char *text, size_t n) {
+    fputc('"', f);
+    for (size_t i = 0, size; i < n; i += size) {
+        const unsigned char *p = (const unsigned char *)text + i;
+        size = character_size(p, n - i);
+        if (!size) size = 1, fputs("\\ufffd", f);
+        else if (*p == '"' || *p == '\\') fprintf(f, "\\%c", *p);
+        else if (*p == '\n') fputs("\\n", f);
+        else if (*p == '\t') fputs("\\t", f);
+        else if (*p < 32 || *p == 127) fprintf(f, "\\u%04x", *p);
+        else fwrite(p, 1, size, f);
     }
-    putchar('"');
+    fputc('"', f);
 }
 
 /* -- Options --------------------------------------------------------------------------- */
@@ -9615,7 +9640,7 @@ static void print_help(int commands) {
 static bool file_exists(const char *dir, const char *name) {
     char path[4096];
     struct stat st;
-    snprintf(path, sizeof path, "%s%s%s", dir, *name ? "/" : "", name);
+    snprintf(path, sizeof path, "%.3000s%s%.1000s", dir, *name ? "/" : "", name);
     return stat(path, &st) == 0;
 }
 
@@ -9903,16 +9928,6 @@ static bool directory_in_use(const char *dir) {
     return used;
 }
 
-static void write_json_value(FILE *f, const char *text) {
-    fputc('"', f);
-    for (; *text; text++) {
-        if (*text == '"' || *text == '\\') fprintf(f, "\\%c", *text);
-        else if ((unsigned char)*text < 32) fprintf(f, "\\u%04x", *text);
-        else fputc(*text, f);
-    }
-    fputc('"', f);
-}
-
 /* run.json: every option that differs from its default, under its own name. */
 static int write_record(app *a, char **text) {
     const options standard = default_options();
@@ -9927,7 +9942,7 @@ static int write_record(app *a, char **text) {
         if (!(p->commands & TRAIN)) continue;
         if (p->kind == 's' && *(const char *const *)field) {
             fprintf(f, ",\n  \"%s\": ", p->name);
-            write_json_value(f, *(const char *const *)field);
+            print_json_text(f, *(const char *const *)field, strlen(*(const char *const *)field));
         } else if (p->kind == 'i' && *(const int64_t *)field != *(const int64_t *)was) {
             fprintf(f, ",\n  \"%s\": %" PRId64, p->name, *(const int64_t *)field);
         } else if (p->kind == 'd' && *(const double *)field != *(const double *)was) {
@@ -9939,7 +9954,7 @@ static int write_record(app *a, char **text) {
     fputs(",\n  \"data\": [", f);
     for (int64_t i = 0; i < a->o.data_count; i++) {
         fputs(i ? ", " : "", f);
-        write_json_value(f, a->o.data[i]);
+        print_json_text(f, a->o.data[i], strlen(a->o.data[i]));
     }
     fputs("]\n}\n", f);
     fclose(f);
@@ -10191,9 +10206,9 @@ static void print_completion_json(app *a, const char *prompt, size_t n, const co
                                   double seconds) {
     (void)a;
     fputs("{\"prompt\": ", stdout);
-    print_json_text(prompt, n);
+    print_json_text(stdout, prompt, n);
     fputs(", \"completion\": ", stdout);
-    print_json_text(c->text ? c->text : "", c->bytes);
+    print_json_text(stdout, c->text ? c->text : "", c->bytes);
     fputs(", \"ids\": [", stdout);
     for (int64_t i = c->prompt; i < c->n; i++)
         printf("%s%d", i > c->prompt ? ", " : "", c->ids[i]);
@@ -10653,7 +10668,7 @@ int main(int argc, char **argv) {
 }
 #endif /* NXT_NO_MAIN */
 /* ============================================================================
- * Unicode tables for § 13, printed by tests/make_unicode.py from the behaviour of
+ * GENERATED TABLES: Unicode, for § 13, printed by tests/make_unicode.py from the behaviour of
  * tokenizers 0.23.3: classes of Unicode 16.0, normalisation of 9.0. Not to be edited.
  */
 _Static_assert(UNICODE_RUNS == 2283 && UNICODE_PAIRS == 2060 && UNICODE_COMPOSED == 940,

@@ -69,7 +69,7 @@ save("module", m.state_dict(), {k: v for k, v in m.state_dict().items()})
 save("protocol4", inner, pickle_protocol=4)
 save("protocol5", m.half().state_dict(), pickle_protocol=5)
 save("shapes", {"scalar": torch.tensor(2.5), "empty": torch.zeros(0, 3), "ones": ramp(1, 4, 1),
-                "cube": ramp(2, 3, 4)})
+                "cube": ramp(2, 3, 4), "turned": ramp(1, 4, 3).transpose(0, 1)})
 
 # Files that must be refused.
 save("strided", {"cube": ramp(2, 3, 4).permute(2, 0, 1)}, {})
@@ -93,6 +93,8 @@ for name, zip64 in (("rezipped", False), ("rezip64", True)):
             info = zipfile.ZipInfo(entry.filename.replace("archive/", "other root/"))
             with z.open(info, "w", force_zip64=zip64) as f:
                 f.write(zipfile.ZipFile(b).read(entry))
+        for other in ("other root/code/data.pkl", "other root/other_data.pkl"):
+            z.writestr(zipfile.ZipInfo(other), b"not this one")
     write(name + ".bin", out.getvalue())
     for key, t in inner.items():
         expected[f"{name}/{key}"] = t.clone()
