@@ -99,7 +99,9 @@ static const char *const knowing[] = {
     "It was easy to see",
 };
 static const char *const wondering[] = {"asked", "wondered", "wanted to know"};
-static const char *const told[] = {"was no secret", "was easy to tell", "was soon clear"};
+static const char *const telling[] = {
+    "everyone could tell", "they could all say", "nobody had to ask",
+};
 
 /* The lists by their capital. The first BINDING of them are facts of somebody or of
  * something; the others are scenery, and no question is asked about them. */
@@ -116,7 +118,7 @@ static const struct list {
     {'H', hideouts, COUNT(hideouts)}, {'W', weathers, COUNT(weathers)},
     {'T', times, COUNT(times)},       {'E', moods, COUNT(moods)},
     {'K', knowing, COUNT(knowing)},   {'Q', wondering, COUNT(wondering)},
-    {'S', told, COUNT(told)},
+    {'S', telling, COUNT(telling)},
 };
 
 /* ---- templates ------------------------------------------------------------------ */
@@ -126,7 +128,8 @@ static const struct list {
  * asked of the facts alone. */
 enum { MOST = 10 };
 struct family {
-    const char *opening[MOST], *fact[MOST], *event[MOST], *recall[MOST], *known[MOST];
+    const char *opening[MOST], *fact[MOST], *event[MOST], *recall[MOST], *asked[MOST],
+        *known[MOST];
     struct { const char *question, *answer; } ask[MOST];
 };
 
@@ -143,37 +146,36 @@ static const struct family families[] = {
             "Nx had a Cx Ox.",
             "Nx came with a Cx Ox.",
             "Nx carried a Cx Ox.",
-            "The Ox of Nx was Cx.",
+            "Nx brought a Cx Ox.",
         },
         .event = {
-            "Soon the Ox was gone. Ny looked behind the H9 and found the Cx Ox.",
-            "The wind took the Ox away. Ny ran to the P8 and caught the Cx Ox there.",
-            "Then a D9 A9 ran off with the Ox. Ny followed the A9 and came back with the"
-            " Cx Ox.",
-            "Nx let Ny try the Ox. \"What a fine Cx Ox!\" said Ny.",
-            "The Ox fell and broke. Ny knew what to do, and soon the Cx Ox was whole"
-            " again.",
-            "\"My Ox is Cx,\" said Nx. \"And my Oy is Cy,\" said Ny.",
-            "Nx wanted to swap the Cx Ox for the Cy Oy, but Ny did not.",
+            "Nx lost the Ox, looked behind the H9 and found the Cx Ox.",
+            "The wind took the Cx Ox, but Nx ran to the P8 and caught it.",
+            "A D9 A9 ran off with the Cx Ox, but Nx got it back.",
+            "Nx let everyone try the Cx Ox.",
+            "The Ox broke, but soon the Cx Ox was whole again.",
+            "\"My Ox is Cx,\" said Nx.",
         },
         .recall = {
-            "The Cx Ox belonged to Nx.",
             "The Ox was Cx and the Oy was Cy.",
             "Nx would not give the Cx Ox away.",
             "That night, Nx dreamed of the Cx Ox.",
             "Nx drew the Ox and made it Cx.",
-            "The one with the Ox was Nx.",
-            "Ny Q9 who had the Ox, and it was Nx.",
-            "Ny Q9 what Nx had, and it was a Cx Ox.",
-            "Ny Q9 what colour the Ox was, and it was Cx.",
+            "Nx took the Cx Ox home, and Ny took the Cy Oy home.",
+            "Nx liked the Cx Ox best of all.",
+        },
+        .asked = {
+            "They Q9 who had the Ox, and it was Nx.",
+            "They Q9 what Nx had, and it was a Cx Ox.",
+            "They Q9 what colour the Ox was, and it was Cx.",
         },
         .known = {
             "K9 who had the Ox: Nx.",
             "K9 what Nx had: a Cx Ox.",
             "K9 what colour the Ox was: Cx.",
-            "Who had the Ox S9: Nx.",
-            "What Nx had S9: a Cx Ox.",
-            "What colour the Ox was S9: Cx.",
+            "Who had the Ox, S9: Nx.",
+            "What Nx had, S9: a Cx Ox.",
+            "What colour the Ox was, S9: Cx.",
         },
         .ask = {
             {"What colour was the Ox?", "Cx"},
@@ -192,31 +194,33 @@ static const struct family families[] = {
         .fact = {
             "Nx went to the Px.",
             "Nx walked to the Px.",
+            "Nx ran to the Px.",
             "Nx took the road to the Px.",
-            "Off to the Px went Nx.",
         },
         .event = {
             "At the Px, Nx saw a D9 A9.",
-            "Nx found a C9 O9 at the Px and took it home.",
-            "A D9 A9 came along to the Px, and Nx gave it some F9.",
-            "The road to the Px was long, but Nx sang all the way.",
-            "Nobody else was at the Px, so Nx talked to a D9 A9.",
+            "Nx found a C9 O9 at the Px.",
+            "Nx sang all the way to the Px.",
+            "Nx gave some F9 to a D9 A9 at the Px.",
+            "Nobody else was at the Px, so Nx sat down to rest.",
         },
         .recall = {
-            "The one who went to the Px was Nx.",
             "Nx came back from the Px, and Ny came back from the Py.",
             "\"I saw the Px,\" said Nx.",
             "Nx told everyone about the Px.",
-            "From that day on, Nx loved the Px.",
+            "Nx loved the Px, and Ny loved the Py.",
             "That night, Nx dreamed of the Px.",
-            "Ny Q9 who went to the Px, and it was Nx.",
-            "Ny Q9 where Nx went, and it was the Px.",
+            "Nx drew a picture of the Px.",
+        },
+        .asked = {
+            "They Q9 who went to the Px, and it was Nx.",
+            "They Q9 where Nx went, and it was the Px.",
         },
         .known = {
             "K9 who went to the Px: Nx.",
             "K9 where Nx went: the Px.",
-            "Who went to the Px S9: Nx.",
-            "Where Nx went S9: the Px.",
+            "Who went to the Px, S9: Nx.",
+            "Where Nx went, S9: the Px.",
         },
         .ask = {
             {"Where did Nx go?", "the Px"},
@@ -235,30 +239,32 @@ static const struct family families[] = {
             "Nx ate some Fx.",
             "Nx had some Fx for lunch.",
             "Nx chose some Fx.",
-            "Some Fx went to Nx.",
+            "Nx wanted some Fx.",
         },
         .event = {
             "A D9 A9 came by, and Nx gave it some of the Fx.",
-            "Nx shared the Fx with Ny.",
-            "Ny tasted the Fx and asked Nx for more.",
+            "Nx shared the Fx with everyone.",
+            "Nx gave some Fx to a D9 A9.",
             "The smell of the Fx woke a D9 A9.",
-            "Nx did not know the taste of Fy, so Ny shared.",
+            "Nx sang a song about Fx.",
         },
         .recall = {
-            "The one who ate the Fx was Nx.",
             "Nx had only Fx, and Ny had only Fy.",
-            "Nobody liked Fx more than Nx.",
+            "Nx liked Fx more than anything else.",
             "\"I ate all of the Fx,\" said Nx.",
             "Nx went home full of Fx.",
             "That night, Nx dreamed of Fx.",
-            "Ny Q9 who ate the Fx, and it was Nx.",
-            "Ny Q9 what Nx ate, and it was Fx.",
+            "Nx asked for Fx again the next day.",
+        },
+        .asked = {
+            "They Q9 who ate the Fx, and it was Nx.",
+            "They Q9 what Nx ate, and it was Fx.",
         },
         .known = {
             "K9 who ate the Fx: Nx.",
             "K9 what Nx ate: Fx.",
-            "Who ate the Fx S9: Nx.",
-            "What Nx ate S9: Fx.",
+            "Who ate the Fx, S9: Nx.",
+            "What Nx ate, S9: Fx.",
         },
         .ask = {
             {"What did Nx eat?", "Fx"},
@@ -277,30 +283,32 @@ static const struct family families[] = {
             "Nx wanted to be a Jx.",
             "Nx hoped to be a Jx.",
             "Nx dreamed of being a Jx.",
-            "To be a Jx was the wish of Nx.",
+            "Nx would be a Jx one day.",
         },
         .event = {
             "An old Jx came by and showed Nx how to begin.",
-            "\"A Jx must work hard,\" said Ny to Nx.",
-            "Ny drew a picture of Nx as a Jx.",
+            "Nx drew a picture of a Jx.",
             "Nx played all day, just like a real Jx.",
-            "Nx found a C9 O9 and gave it to the Jx of the P8.",
+            "Nx gave a C9 O9 to the Jx of the P8.",
+            "Nx knew that a Jx must work hard.",
         },
         .recall = {
             "Years later, Nx was a Jx and Ny was a Jy.",
             "\"I will be a Jx,\" said Nx.",
             "Everyone called Nx the little Jx.",
-            "Ny did not want to be a Jx, but Nx did.",
-            "The best Jx of all would be Nx.",
             "That night, Nx was a Jx in a dream.",
-            "Ny Q9 who wanted to be a Jx, and it was Nx.",
-            "Ny Q9 what Nx wanted to be, and it was a Jx.",
+            "Nx read a book about a Jx.",
+            "Nx talked like a Jx, and Ny talked like a Jy.",
+        },
+        .asked = {
+            "They Q9 who wanted to be a Jx, and it was Nx.",
+            "They Q9 what Nx wanted to be, and it was a Jx.",
         },
         .known = {
             "K9 who wanted to be a Jx: Nx.",
             "K9 what Nx wanted to be: a Jx.",
-            "Who wanted to be a Jx S9: Nx.",
-            "What Nx wanted to be S9: a Jx.",
+            "Who wanted to be a Jx, S9: Nx.",
+            "What Nx wanted to be, S9: a Jx.",
         },
         .ask = {
             {"What did Nx want to be?", "a Jx"},
@@ -319,33 +327,35 @@ static const struct family families[] = {
             "Nx hid a Ox behind the Hx.",
             "Nx put a Ox behind the Hx.",
             "Nx left a Ox behind the Hx.",
-            "Behind the Hx, Nx hid a Ox.",
+            "Nx pushed a Ox behind the Hx.",
         },
         .event = {
-            "Ny looked behind the Hx and found the Ox.",
+            "Nobody looked for the Ox behind the Hx.",
             "A D9 A9 ran behind the Hx, and there was the Ox.",
-            "Ny looked for the Ox, but did not look behind the Hx.",
-            "The Ox was hard to find, but Ny saw it behind the Hx.",
+            "The Ox was hard to see behind the Hx.",
+            "Nx came out from behind the Hx with the Ox.",
             "\"The Ox is behind the Hx,\" said Nx.",
         },
         .recall = {
-            "The Ox had been behind the Hx.",
-            "The one who chose the Hx was Nx.",
-            "Nx took the Ox, and Ny took the Oy.",
-            "Nx came out from behind the Hx with the Ox.",
+            "The Ox had been behind the Hx all the time.",
+            "Nx took the Ox home, and Ny took the Oy home.",
             "Nx never hid a Ox again.",
-            "\"My Ox was behind the Hx all the time,\" said Nx.",
-            "Ny Q9 who hid the Ox, and it was Nx.",
-            "Ny Q9 what Nx hid, and it was a Ox.",
-            "Ny Q9 where the Ox was, and it was behind the Hx.",
+            "That night, Nx dreamed of the Ox.",
+            "Nx was glad to have the Ox back.",
+            "Nx used the Hx, and Ny used the Hy.",
+        },
+        .asked = {
+            "They Q9 who hid the Ox, and it was Nx.",
+            "They Q9 what Nx hid, and it was a Ox.",
+            "They Q9 where the Ox was, and it was behind the Hx.",
         },
         .known = {
             "K9 who hid the Ox: Nx.",
             "K9 what Nx hid: a Ox.",
             "K9 where the Ox was: behind the Hx.",
-            "Who hid the Ox S9: Nx.",
-            "What Nx hid S9: a Ox.",
-            "Where the Ox was S9: behind the Hx.",
+            "Who hid the Ox, S9: Nx.",
+            "What Nx hid, S9: a Ox.",
+            "Where the Ox was, S9: behind the Hx.",
         },
         .ask = {
             {"Where was the Ox?", "behind the Hx"},
@@ -365,33 +375,35 @@ static const struct family families[] = {
             "Nx had a Dx Ax.",
             "Nx lived with a Dx Ax.",
             "Nx came with a Dx Ax.",
-            "The Ax of Nx was Dx.",
+            "Nx took care of a Dx Ax.",
         },
         .event = {
-            "The Ax ran off to the P8. Nx called until the Dx Ax came back.",
+            "The Dx Ax ran off to the P8, but Nx called it back.",
             "The Dx Ax chased the Dy Ay all around.",
-            "The Ax wanted some F9, and Nx gave it some.",
-            "Ny wanted to stroke the Dx Ax.",
-            "The Ax of Nx fell asleep next to the Ay of Ny.",
+            "The Dx Ax wanted some F9.",
+            "Nx gave some F9 to the Dx Ax.",
+            "The Ax was tired, and soon the Dx Ax fell asleep.",
         },
         .recall = {
-            "The Dx Ax belonged to Nx.",
             "The Ax was Dx and the Ay was Dy.",
             "Nx loved the Dx Ax.",
-            "The Ax looked for Nx, and the Ay looked for Ny.",
-            "At night, the Ax slept next to Nx.",
-            "The one with the Ax was Nx.",
-            "Ny Q9 who had the Ax, and it was Nx.",
-            "Ny Q9 what Nx had, and it was a Dx Ax.",
-            "Ny Q9 what the Ax was like, and it was Dx.",
+            "Nx called for the Ax, and Ny called for the Ay.",
+            "That night, Nx dreamed of the Dx Ax.",
+            "Nx took the Dx Ax home, and Ny took the Dy Ay home.",
+            "Nx sang a song for the Dx Ax.",
+        },
+        .asked = {
+            "They Q9 who had the Ax, and it was Nx.",
+            "They Q9 what Nx had, and it was a Dx Ax.",
+            "They Q9 what the Ax was like, and it was Dx.",
         },
         .known = {
             "K9 who had the Ax: Nx.",
             "K9 what Nx had: a Dx Ax.",
             "K9 what the Ax was like: Dx.",
-            "Who had the Ax S9: Nx.",
-            "What Nx had S9: a Dx Ax.",
-            "What the Ax was like S9: Dx.",
+            "Who had the Ax, S9: Nx.",
+            "What Nx had, S9: a Dx Ax.",
+            "What the Ax was like, S9: Dx.",
         },
         .ask = {
             {"What was the Ax like?", "Dx"},
@@ -534,6 +546,7 @@ static void tell(struct story *s) {
     for (int i = 1; i <= s->people; i++) write_one_of(s, f->fact, i);
     write_one_of(s, f->event, 0);
     write_one_of(s, f->recall, 0);
+    write_one_of(s, f->asked, 0);
     write_one_of(s, f->known, 0);
     write_one_of(s, closings, 0);
 }
@@ -622,6 +635,7 @@ static void check_templates(void) {
         check_list(f->fact, count(f->fact));
         check_list(f->event, count(f->event));
         check_list(f->recall, count(f->recall));
+        check_list(f->asked, count(f->asked));
         check_list(f->known, count(f->known));
     }
     check_list(closings, count(closings));

@@ -36,7 +36,7 @@ static nxt_context *context_with(const char *cpu, int threads) {
     nxt_context_config c = nxt_context_config_default();
     nxt_context *cx;
     c.cpu = cpu, c.threads = threads;
-    if (nxt_context_create(&cx, &c) != NXT_OK) printf("  no context with kernels %s\n", cpu);
+    if (nxt_context_create(&cx, &c) != NXT_OK) printf("  no context: %s\n", cpu ? cpu : "");
     return cx;
 }
 

@@ -9,6 +9,7 @@
 
 #include "harness.h"
 #include "micro.h"
+#include "test_files.h"
 #include "test_kernels.h"
 #include "test_golden.h"
 #include "test_train.h"
@@ -21,6 +22,16 @@ static const test_row tests[] = {
     ROW(numbers), ROW(op_embed), ROW(op_norm), ROW(op_matmul), ROW(op_bias), ROW(op_rope),
     ROW(op_attention), ROW(op_attention_cache), ROW(op_act), ROW(op_rows), ROW(op_store),
     ROW(op_convert), ROW(op_xent), ROW(op_adamw), ROW(op_sumsq),
+    /* §10 to §12 */
+    ROW(json_values), ROW(json_refused), ROW(json_depth), ROW(json_prefixes), ROW(json_numbers),
+    ROW(json_write), ROW(files_map), ROW(save_commit), ROW(save_link), ROW(save_into),
+    ROW(save_failure), ROW(save_killed), ROW(safetensors_accepted), ROW(safetensors_lies),
+    ROW(safetensors_starts), ROW(safetensors_damage), ROW(safetensors_reference_bytes),
+    ROW(safetensors_padding), ROW(safetensors_round_trip), ROW(safetensors_overflow),
+    ROW(safetensors_shards), ROW(weights_index), ROW(torchbin_good), ROW(torchbin_views),
+    ROW(torchbin_refused), ROW(torchbin_damage), ROW(torchbin_pickles), ROW(torchbin_extents),
+    ROW(torchbin_archive), ROW(torchbin_integers), ROW(torchbin_zip64),
+    ROW(torchbin_directory), ROW(torchbin_foreign), ROW(files_memory), ROW(files_leaks),
     /* §14 to §17 */
     ROW(golden_parallel_025), ROW(golden_parallel_100), ROW(golden_sequential_025),
     ROW(golden_sequential_100), ROW(golden_variants), ROW(perplexity_golden),
