@@ -81,7 +81,7 @@ WITH_tsan      = CFLAGS='$(SANITIZE) -fsanitize=thread' $(UNIT_ONLY)
 WITH_nosimd    = CFLAGS='-O3 -DNXT_NO_SIMD' $(UNIT_ONLY)
 WITH_nothreads = CFLAGS='-O3 -DNXT_NO_THREADS'
 WITH_O0        = CFLAGS='-O0' $(UNIT_ONLY)
-WITH_c11       = CFLAGS='-O3 -std=c11 -pedantic' $(UNIT_ONLY)
+WITH_c11 = CC='$(GCC) -std=c11 -pedantic' CFLAGS='-O3'
 WITH_clang     = CFLAGS='-O3' CC='$(CLANG)' CXX='$(CLANGXX)'
 
 check: check-compile ## the tests under sanitizers, without SIMD, without threads, -O0, C11, clang

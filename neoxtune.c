@@ -1121,34 +1121,35 @@ static const nxt_backend reference_ops = {
     .gather = ref_gather, .scatter = ref_scatter, .store = ref_store, .fill = ref_fill,
     .convert = ref_convert, .xent = ref_xent, .sumsq = ref_sumsq, .adamw = ref_adamw,
 };
+
 /* ============================================================================
  * § 7  Fast matmul (skip)
  *
  * The same c = alpha op(a) op(b) + beta c + bias as in §6, near the speed of the machine.
- * Three ideas, all from [Goto08] and [VanZee15]:
+ * Three ideas, from [Goto08] and [VanZee15]:
  *
- *   1. A tile of C, MR rows by NR columns, stays in registers while k runs. Every step
- *      loads MR + NR numbers and does MR * NR multiply-adds with them.
- *   2. Both operands are copied ("packed") beforehand into panels in exactly the order in
- *      which the tile reads them, so that the inner loop walks forward through memory.
- *      Transposition and the conversion of f16 and bf16 happen in that copy and cost
- *      nothing afterwards:
+ *   1. A tile of C, up to MR rows by NR columns, stays in registers while k runs. Every
+ *      step loads MR + NR numbers and does MR * NR multiply-adds with them.
+ *   2. B is copied ("packed") beforehand into panels in exactly the order in which the tile
+ *      reads them, so that the inner loop walks forward through memory. Transposition and
+ *      the conversion of f16 and bf16 happen in that copy:
  *
- *          A, M x K  ->  panels of MR rows       B, K x N  ->  panels of NR columns
- *          panel: k=0: a[0..MR) | k=1: a[0..MR) ...      k=0: b[0..NR) | k=1: ...
+ *          B, K x N  ->  panels of NR columns:   k=0: b[0..NR) | k=1: b[0..NR) | ...
  *
- *   3. Loops around the tile keep its operands close: KC steps of one B panel lie in the
- *      first cache, a block of A panels in the second, everything packed in the third.
+ *      A is read one number at a time, which costs the same wherever it lies: f32 rows and
+ *      columns are used in place (measured: 3 to 8 % faster than packing them too).
+ *   3. Loops around the tile keep what it reads close: KC steps of one panel of B and the
+ *      rows of A of one task lie in the second cache.
  *
- * A product with few rows (decoding) reads every weight once and has nothing to gain from
- * packing: there B is streamed in place.
+ * A product with few rows (decoding) reads every weight once and has nothing to gain from a
+ * copy: there the rows of B are streamed where they lie.
  *
- * Every element of C is the sum over k in ascending order, cut only where K itself is cut,
- * whatever task and tile it falls into. So its bits depend on the shapes alone (I6).
+ * Every element of C is summed in one order of k, which the shapes decide and no thread
+ * count or task can change (I6).
  *
- * One body serves all instruction sets. Vectors are GNU vector types, which work with any
- * compiler that has `target` attributes; the functions named ..._body are inlined into one
- * entry per CPU level, and there compiled for that level.
+ * One body serves all instruction sets: GNU vector types and `target` attributes. A
+ * function with a vector type in it is a macro with the type as a parameter; everything
+ * else is plain C, inlined into one entry per CPU level and there compiled for that level.
  */
 /* READY: compiles and is correct */
 #if NXT_HAS_SIMD
@@ -1161,150 +1162,211 @@ typedef struct operand {
     i64 lane_step, k_step;
 } operand;
 
-/* -- Packing ------------------------------------------------------------------------- */
-typedef float f4 __attribute__((vector_size(16)));
-typedef u32 u4 __attribute__((vector_size(16)));
-typedef i32 i4 __attribute__((vector_size(16)));
-typedef u16 h4 __attribute__((vector_size(8)));
+/* Vectors as wide as the registers of each level. Files promise no alignment. */
+#define VECTOR(element, bytes, name)                                                        \
+    typedef element name __attribute__((vector_size(bytes), aligned(1), may_alias))
+VECTOR(float, 16, v4);
+VECTOR(float, 32, v8);
+VECTOR(float, 64, v16);
+VECTOR(u32, 16, w4);
+VECTOR(u32, 32, w8);
+VECTOR(u32, 64, w16);
+VECTOR(u16, 8, h4);
+VECTOR(u16, 16, h8);
+VECTOR(u16, 32, h16);
+VECTOR(i32, 16, i4);
 
+/* NAME(x, p, type): *x = elements at p, as floats. bf16 is the upper half of a float. f16
+ * moves its exponent to f32's place, which leaves the value 2^112 too small; the product
+ * is exact, for subnormals too. Infinity and NaN are put back. */
+#define DEFINE_LOAD(NAME, V, U, H)                                                          \
+    ALWAYS_INLINE void NAME(V *x, const char *p, dtype type) {                              \
+        if (type == F32) {                                                                  \
+            *x = *(const V *)p;                                                             \
+            return;                                                                         \
+        }                                                                                   \
+        const U half = __builtin_convertvector(*(const H *)p, U);                           \
+        if (type == BF16) *x = (V)(half << 16);                                             \
+        else {                                                                              \
+            const U wild = (U)((half & 0x7c00) == 0x7c00) & 0x7f800000;                     \
+            const V value = (V)((half & 0x7fff) << 13) * 0x1p112f;                          \
+            *x = (V)((U)value | wild | (half & 0x8000) << 16);                              \
+        }                                                                                   \
+    }
+DEFINE_LOAD(load_v4, v4, w4, h4)
+DEFINE_LOAD(load_v8, v8, w8, h8)
+DEFINE_LOAD(load_v16, v16, w16, h16)
+
+/* -- Packing ------------------------------------------------------------------------- */
 #if defined(__clang__)
 #define SHUFFLE(a, b, i, j, k, l) __builtin_shufflevector(a, b, i, j, k, l)
 #else
 #define SHUFFLE(a, b, i, j, k, l) __builtin_shuffle(a, b, (i4){i, j, k, l})
 #endif
 
-/* Four halves as floats. f16: with its exponent moved to f32's place the value is 2^112
- * too small; the product is exact, for subnormals too. Infinity and NaN are put back. */
-ALWAYS_INLINE f4 widen(h4 half, dtype type) {
-    u4 h = __builtin_convertvector(half, u4);
-    if (type == BF16) return (f4)(h << 16);
-    f4 value = (f4)((h & 0x7fff) << 13) * 0x1p112f;
-    u4 wild = (u4)((h & 0x7c00) == 0x7c00) & 0x7f800000;
-    return (f4)((u4)value | wild | (h & 0x8000) << 16);
-}
-
-ALWAYS_INLINE f4 load4(const char *p, dtype type) { /* files promise no alignment */
-    f4 x;
-    h4 h;
-    if (type == F32) {
-        memcpy(&x, p, sizeof x);
-        return x;
-    }
-    memcpy(&h, p, sizeof h);
-    return widen(h, type);
-}
-
 /* out[k][lane] = x[lane][k], four by four: rows in, columns out. */
 ALWAYS_INLINE void transpose4(float *out, i64 out_step, const char *p, i64 lane_bytes,
                               dtype type) {
-    f4 a = load4(p, type), b = load4(p + lane_bytes, type);
-    f4 c = load4(p + 2 * lane_bytes, type), d = load4(p + 3 * lane_bytes, type);
-    f4 ab_lo = SHUFFLE(a, b, 0, 4, 1, 5), ab_hi = SHUFFLE(a, b, 2, 6, 3, 7);
-    f4 cd_lo = SHUFFLE(c, d, 0, 4, 1, 5), cd_hi = SHUFFLE(c, d, 2, 6, 3, 7);
-    f4 column[4] = {SHUFFLE(ab_lo, cd_lo, 0, 1, 4, 5), SHUFFLE(ab_lo, cd_lo, 2, 3, 6, 7),
-                    SHUFFLE(ab_hi, cd_hi, 0, 1, 4, 5), SHUFFLE(ab_hi, cd_hi, 2, 3, 6, 7)};
-    for (int i = 0; i < 4; i++) memcpy(out + i * out_step, &column[i], sizeof column[i]);
+    v4 x[4];
+    for (int i = 0; i < 4; i++) load_v4(&x[i], p + i * lane_bytes, type);
+    v4 low01 = SHUFFLE(x[0], x[1], 0, 4, 1, 5), high01 = SHUFFLE(x[0], x[1], 2, 6, 3, 7);
+    v4 low23 = SHUFFLE(x[2], x[3], 0, 4, 1, 5), high23 = SHUFFLE(x[2], x[3], 2, 6, 3, 7);
+    *(v4 *)(out + 0 * out_step) = SHUFFLE(low01, low23, 0, 1, 4, 5);
+    *(v4 *)(out + 1 * out_step) = SHUFFLE(low01, low23, 2, 3, 6, 7);
+    *(v4 *)(out + 2 * out_step) = SHUFFLE(high01, high23, 0, 1, 4, 5);
+    *(v4 *)(out + 3 * out_step) = SHUFFLE(high01, high23, 2, 3, 6, 7);
 }
 
 /* A panel whose lanes are rows in memory: a transposition. Sixteen k of one group of four
  * lanes at a time: that is one cache line of each of four rows, however the rows lie. */
 ALWAYS_INLINE void pack_rows(float *out, const operand *x, i64 lane, i64 lanes, i64 k, i64 nk,
-                             i64 width, dtype type) {
+                             i64 nr, dtype type) {
     const i64 size = dtype_size(type), bytes = x->lane_step * size;
-    const char *base = x->p + lane * bytes + k * size;
-    for (i64 i = 0; i < nk; i += 16)
-        for (i64 l = 0; l < width; l += 4) {
-            const i64 end = min64(nk, i + 16), whole = lanes - l >= 4 ? i + (end - i) / 4 * 4 : i;
-            const char *p = base + l * bytes;
-            i64 j = i;
-            for (; j < whole; j += 4)
-                transpose4(out + j * width + l, width, p + j * size, bytes, type);
+    const char *const base = x->p + lane * bytes + k * size;
+    for (i64 from = 0; from < nk; from += 16)
+        for (i64 l = 0; l < nr; l += 4) {
+            const i64 end = min64(nk, from + 16);
+            i64 j = from;
+            for (; lanes - l >= 4 && j + 4 <= end; j += 4)
+                transpose4(out + j * nr + l, nr, base + l * bytes + j * size, bytes, type);
             for (; j < end; j++)
-                for (i64 m = l; m < l + 4; m++)
-                    if (m < lanes) load_floats(out + j * width + m, base + m * bytes, type, j, 1);
-                    else out[j * width + m] = 0;
+                for (i64 i = l; i < l + 4; i++)
+                    if (i < lanes) load_floats(out + j * nr + i, base + i * bytes, type, j, 1);
+                    else out[j * nr + i] = 0;
         }
 }
 
-/* Panels whose lanes lie side by side in memory: copies of `width` floats, for all panels
- * at once, so that each row of x is read in one go. */
+/* Panels whose lanes lie side by side in memory: copies of nr floats, for all panels at
+ * once, so that each row of x is read in one go. */
 ALWAYS_INLINE void pack_columns(float *out, const operand *x, i64 lane, i64 lanes, i64 k,
-                                i64 nk, i64 width, i64 panel, dtype type) {
+                                i64 nk, i64 nr, dtype type) {
     const i64 size = dtype_size(type), bytes = x->k_step * size;
     const char *row = x->p + lane * size + k * bytes;
-    for (i64 j = 0; j < nk; j++, row += bytes, out += width)
-        for (i64 l = 0; l < lanes; l += width) {
-            float *to = out + l / width * panel;
-            const char *from = row + l * size;
-            if (lanes - l >= width)
-                for (i64 i = 0; i < width; i += 4) {
-                    f4 v = load4(from + i * size, type);
-                    memcpy(to + i, &v, sizeof v);
-                }
+    for (i64 j = 0; j < nk; j++, row += bytes, out += nr)
+        for (i64 l = 0; l < lanes; l += nr) {
+            float *const to = out + l * nk;
+            const char *const from = row + l * size;
+            if (lanes - l >= nr)
+                for (i64 i = 0; i < nr; i += 4) load_v4((v4 *)(to + i), from + i * size, type);
             else
-                for (i64 i = 0; i < width; i++)
+                for (i64 i = 0; i < nr; i++)
                     if (l + i < lanes) load_floats(to + i, from, type, i, 1);
                     else to[i] = 0;
         }
 }
 
-/* Packs lanes [lane, lane + lanes) of x, k in [k, k + nk), into panels of `width` lanes
- * that lie `panel` floats apart. Lanes missing in the last panel are zero. */
 ALWAYS_INLINE void pack_typed(float *out, const operand *x, i64 lane, i64 lanes, i64 k, i64 nk,
-                              i64 width, i64 panel, dtype type) {
+                              i64 nr, dtype type) {
     if (x->lane_step == 1) {
-        pack_columns(out, x, lane, lanes, k, nk, width, panel, type);
+        pack_columns(out, x, lane, lanes, k, nk, nr, type);
         return;
     }
-    for (i64 l = 0; l < lanes; l += width, out += panel)
-        pack_rows(out, x, lane + l, min64(width, lanes - l), k, nk, width, type);
+    for (i64 l = 0; l < lanes; l += nr, out += nr * nk)
+        pack_rows(out, x, lane + l, min64(nr, lanes - l), k, nk, nr, type);
 }
 
-/* Width and type are constants in each branch, so that the copies become vector moves. */
+/* Packs lanes [lane, lane + lanes) of x, k in [k, k + nk), into panels of nk x nr floats,
+ * one behind the other. Lanes missing in the last panel are zero. The type is a constant
+ * in each branch, so that the copies become vector moves. */
 ALWAYS_INLINE void pack_body(float *out, const operand *x, i64 lane, i64 lanes, i64 k, i64 nk,
-                             i64 width, i64 panel) {
-    if (x->type == F32) pack_typed(out, x, lane, lanes, k, nk, width, panel, F32);
-    else if (x->type == F16) pack_typed(out, x, lane, lanes, k, nk, width, panel, F16);
-    else pack_typed(out, x, lane, lanes, k, nk, width, panel, BF16);
+                             i64 nr) {
+    if (x->type == F32) pack_typed(out, x, lane, lanes, k, nk, nr, F32);
+    else if (x->type == F16) pack_typed(out, x, lane, lanes, k, nk, nr, F16);
+    else pack_typed(out, x, lane, lanes, k, nk, nr, BF16);
 }
 
 /* -- The tile ------------------------------------------------------------------------
  * acc (ROWS x NV vectors) = sum over k of a[k] b[k]', k ascending, written to out, whose
- * rows are NV vectors long. a is a panel of STEP rows of which the first ROWS are used;
- * rows of b are b_step floats apart. The loops over the tile must unroll completely, the
- * first one included: with memset or a loop left in, gcc 12 keeps acc in memory, which
- * costs a factor of six. */
+ * rows are NV vectors long. Element (i, k) of a lies at a[i * a_row + k * a_step], panels
+ * of b have b_step floats per k. The loops over the tile must unroll completely, the first
+ * one included: with memset or a loop left in, gcc 12 keeps acc in memory, which costs a
+ * factor of six. */
 #define UNROLL _Pragma("GCC unroll 16")
-#define DEFINE_TILE(NAME, AT, V, ROWS, NV, STEP)                                            \
-    AT FUSED static void NAME(float *out, const float *a, const float *b, i64 K,            \
-                              i64 b_step) {                                                 \
+#define DEFINE_TILE(NAME, AT, V, ROWS, NV)                                                  \
+    AT FUSED static void NAME(float *out, const float *a, i64 a_row, i64 a_step,            \
+                              const float *b, i64 K) {                                      \
         V acc[ROWS][NV];                                                                    \
         UNROLL for (int i = 0; i < ROWS; i++)                                               \
             UNROLL for (int j = 0; j < NV; j++) acc[i][j] = (V){0};                         \
-        for (i64 k = 0; k < K; k++, a += STEP, b += b_step)                                 \
+        for (i64 k = 0; k < K; k++, a += a_step, b += NV * sizeof(V) / sizeof *b)           \
             UNROLL for (int i = 0; i < ROWS; i++)                                           \
-                UNROLL for (int j = 0; j < NV; j++) acc[i][j] += a[i] * ((const V *)b)[j];  \
+                UNROLL for (int j = 0; j < NV; j++)                                         \
+                    acc[i][j] += a[i * a_row] * ((const V *)b)[j];                          \
         UNROLL for (int i = 0; i < ROWS; i++)                                               \
             UNROLL for (int j = 0; j < NV; j++) ((V *)out)[i * NV + j] = acc[i][j];         \
     }
 
 /* rows x cols of C = alpha tile + beta C + bias. beta 0 does not read C. */
 ALWAYS_INLINE void merge_typed(float *restrict c, i64 c_step, const float *restrict tile,
-                               i64 tile_step, i64 rows, i64 cols, float alpha, float beta,
+                               i64 nr, i64 rows, i64 cols, float alpha, float beta,
                                const float *restrict bias) {
-    for (i64 i = 0; i < rows; i++, c += c_step, tile += tile_step)
+    for (i64 i = 0; i < rows; i++, c += c_step, tile += nr)
         if (beta == 0)
             for (i64 j = 0; j < cols; j++) c[j] = alpha * tile[j] + bias[j];
         else
             for (i64 j = 0; j < cols; j++) c[j] = alpha * tile[j] + bias[j] + beta * c[j];
 }
 
-ALWAYS_INLINE void merge_body(float *c, i64 c_step, const float *tile, i64 tile_step, i64 rows,
+ALWAYS_INLINE void merge_body(float *c, i64 c_step, const float *tile, i64 nr, i64 rows,
                               i64 cols, float alpha, float beta, const float *bias) {
-    if (cols == tile_step) /* a whole tile: no remainder to check for */
-        merge_typed(c, c_step, tile, tile_step, rows, tile_step, alpha, beta, bias);
-    else merge_typed(c, c_step, tile, tile_step, rows, cols, alpha, beta, bias);
+    if (cols == nr) /* a whole tile: the length is a constant */
+        merge_typed(c, c_step, tile, nr, rows, nr, alpha, beta, bias);
+    else merge_typed(c, c_step, tile, nr, rows, cols, alpha, beta, bias);
 }
+
+/* -- Few rows ----------------------------------------------------------------------------
+ * out[i][n], n < 4: the products of ROWS rows of a with four rows of b, all in memory with
+ * k side by side. Lanes run along k and are added up at the end. */
+#define DEFINE_DOTS(NAME, AT, V, LOAD, ROWS)                                                \
+    ALWAYS_INLINE void NAME##_typed(float *out, i64 out_step, const float *a, i64 a_step,   \
+                                    const char *b, i64 b_bytes, i64 K, dtype type) {        \
+        enum { W = sizeof(V) / sizeof(float) };                                             \
+        V acc[ROWS][4];                                                                     \
+        i64 k = 0;                                                                          \
+        UNROLL for (int i = 0; i < ROWS; i++)                                               \
+            UNROLL for (int n = 0; n < 4; n++) acc[i][n] = (V){0};                          \
+        for (; k + W <= K; k += W) {                                                        \
+            V right[4];                                                                     \
+            UNROLL for (int n = 0; n < 4; n++)                                              \
+                LOAD(&right[n], b + n * b_bytes + k * dtype_size(type), type);              \
+            UNROLL for (int i = 0; i < ROWS; i++)                                           \
+                UNROLL for (int n = 0; n < 4; n++)                                          \
+                    acc[i][n] += *(const V *)(a + i * a_step + k) * right[n];               \
+        }                                                                                   \
+        UNROLL for (int i = 0; i < ROWS; i++)                                               \
+            UNROLL for (int n = 0; n < 4; n++) {                                            \
+                float lane[W], x;                                                           \
+                *(V *)lane = acc[i][n];                                                     \
+                for (int half = W / 2; half; half /= 2)                                     \
+                    for (int l = 0; l < half; l++) lane[l] += lane[l + half];               \
+                for (i64 j = k; j < K; j++) {                                               \
+                    load_floats(&x, b + n * b_bytes, type, j, 1);                           \
+                    lane[0] += a[i * a_step + j] * x;                                       \
+                }                                                                           \
+                out[i * out_step + n] = lane[0];                                            \
+            }                                                                               \
+    }                                                                                       \
+    AT FUSED static void NAME(float *out, i64 out_step, const float *a, i64 a_step,         \
+                              const char *b, i64 b_bytes, i64 K, dtype type) {              \
+        if (type == F32) NAME##_typed(out, out_step, a, a_step, b, b_bytes, K, F32);        \
+        else if (type == F16) NAME##_typed(out, out_step, a, a_step, b, b_bytes, K, F16);   \
+        else NAME##_typed(out, out_step, a, a_step, b, b_bytes, K, BF16);                   \
+    }
+
+/* -- What one CPU level brings -----------------------------------------------------------
+ * Leaves compiled for it, each a row, a panel or a tile of work. The loops around them and
+ * the threads are the same code for all levels. */
+typedef void tile_fn(float *out, const float *a, i64 a_row, i64 a_step, const float *b, i64 K);
+typedef void pack_fn(float *out, const operand *x, i64 lane, i64 lanes, i64 k, i64 nk);
+typedef void dots_fn(float *out, i64 out_step, const float *a, i64 a_step, const char *b,
+                     i64 b_bytes, i64 K, dtype type);
+
+/* How a product is computed. A word is a float, or a pair of bf16 of neighbouring k. */
+typedef struct tiling {
+    tile_fn *tile[4]; /* [i] computes 4 i rows, up to mr; [0] one row */
+    pack_fn *pack;
+    int k_per_word;
+} tiling;
 
 /* §8: what attention knows of each query, one array element per lane */
 typedef struct lane_state {
@@ -1313,14 +1375,10 @@ typedef struct lane_state {
     const float *lse, *delta;
 } lane_state;
 
-/* What one CPU level brings: leaves compiled for it, each a row, a panel or a tile of work.
- * The loops around them and the threads are the same code for all levels. */
-typedef void tile_fn(float *out, const float *a, const float *b, i64 K, i64 b_step);
 typedef struct kernels {
-    int mr, nr;       /* the tile */
-    tile_fn *tile[3]; /* [i] computes the first 4 (i + 1) rows of a panel, up to mr */
-    void (*pack)(float *out, const operand *x, i64 lane, i64 lanes, i64 k, i64 nk, i64 width,
-                 i64 panel);
+    int mr, nr, dots_rows;
+    tiling f32, bf16; /* bf16: absent before AVX512_BF16 */
+    dots_fn *dots, *dots1; /* dots_rows rows, one row */
     void (*merge)(float *c, i64 c_step, const float *tile, i64 rows, i64 cols, float alpha,
                   float beta, const float *bias);
     /* § 8 */
@@ -1346,91 +1404,123 @@ typedef struct kernels {
                          float scale);
 } kernels;
 
-enum { MAX_TILE = 12 * 32, MAX_NR = 32 };
+enum { MAX_MR = 12, MAX_NR = 32 };
 
-/* -- The loops around it --------------------------------------------------------------- */
+/* Computes as many of `rows` rows as one tile can, and returns how many. */
+static i64 tile_rows(const kernels *f, const tiling *t, i64 rows, float *out, const float *a,
+                     i64 a_row, i64 a_step, const float *b, i64 K) {
+    const i64 i = min64(rows, f->mr) / 4;
+    t->tile[i](out, a, a_row, a_step, b, K);
+    return i ? 4 * i : 1;
+}
+
+/* -- The loops ---------------------------------------------------------------------------
+ *
+ *     for each block of N x K that fits PACKED:                      pack B
+ *       for each block of M x K, if A cannot be read in place:       pack A
+ *         tasks of C, TASK_TILES x TASK_TILES tiles each:
+ *           for KC steps of k, for each panel of B, for each tile of rows: the tile
+ */
 enum {
-    KC = 512,             /* steps of k per visit of a tile */
-    KMAX = 1024,          /* longest packed k */
-    PACKED = 1 << 19,     /* floats of packed A, and of packed B */
-    SMALL_M = 16          /* fewer rows: not worth packing B */
+    KC = 512,           /* words of k per visit of a tile: a panel of B is 64 KB */
+    KMAX = 1024,        /* most words of k in a block: two visits */
+    PACKED = 1 << 19,   /* words of packed B, and of packed A: 2 MB each */
+    PACK_PANELS = 8,    /* panels of one packing task */
+    TASK_TILES = 8,
+    SMALL_M = 32,       /* up to here B' is streamed, not packed */
+    WORKSPACE = 8 << 20 /* floats; every operation starts with an unused workspace */
 };
 
-typedef struct product {
-    const kernels *fast;
-    operand a, b;
-    i64 M, N, K;
-    mat c, bias;
-    float alpha, beta;
-    float *packed_a, *packed_b;
-    i64 m0, n0, k0, bm, bn, bk;  /* the block being computed */
-    i64 group;                   /* panels per packing task */
-    i64 a_tasks;                 /* packing tasks below this number pack A */
-    i64 tm, tn;                  /* C is cut into tasks of tm x tn */
-} product;
-
-/* Every operation starts with an unused workspace; §8's attention wants the most of it. */
-enum { WORKSPACE = 8 << 20 }; /* floats */
 static size_t matmul_workspace(void) { return WORKSPACE * sizeof(float); }
+
+typedef struct product {
+    const kernels *f;
+    const tiling *t;
+    operand a, b;
+    mat c, bias;
+    i64 M, N, K;
+    float alpha, beta;
+    bool a_in_place;            /* f32, read where it lies */
+    float *packed_a, *packed_b;
+    i64 m0, n0, k0, bm, bn, bk; /* the block being computed */
+    i64 words;                  /* of bk */
+    i64 a_tasks;                /* packing tasks below this number pack A */
+    i64 tm, tn;                 /* C is cut into tasks of tm x tn */
+} product;
 
 static void pack_task(void *arg, i64 i) {
     const product *p = arg;
     const bool is_a = i < p->a_tasks;
-    const i64 width = is_a ? p->fast->mr : p->fast->nr, extent = is_a ? p->bm : p->bn;
-    const i64 lane = (is_a ? i : i - p->a_tasks) * p->group * width;
-    const i64 lanes = min64(p->group * width, extent - lane);
-    p->fast->pack((is_a ? p->packed_a : p->packed_b) + lane * p->bk, is_a ? &p->a : &p->b,
-                  lane + (is_a ? p->m0 : p->n0), lanes, p->k0, p->bk, width, width * p->bk);
+    const i64 unit = PACK_PANELS * p->f->nr, lane = (is_a ? i : i - p->a_tasks) * unit;
+    p->t->pack((is_a ? p->packed_a : p->packed_b) + lane * p->words, is_a ? &p->a : &p->b,
+               lane + (is_a ? p->m0 : p->n0), min64(unit, (is_a ? p->bm : p->bn) - lane),
+               p->k0, p->bk);
 }
 
-/* One tile of C, all of it inside the block, k from k0 + k. */
-static void compute_tile(const product *p, i64 m, i64 n, i64 k, i64 nk) {
-    const kernels *f = p->fast;
-    const i64 rows = min64(f->mr, p->bm - m), cols = min64(f->nr, p->bn - n);
-    const bool fresh = p->k0 + k == 0; /* later parts of k add to the first */
-    float tile[MAX_TILE] __attribute__((aligned(64))), bias[MAX_NR] = {0};
-    f->tile[(rows - 1) / 4](tile, p->packed_a + m * p->bk + k * f->mr,
-                                    p->packed_b + n * p->bk + k * f->nr, nk, f->nr);
-    if (fresh && p->bias.p)
-        load_floats(bias, p->bias.p, p->bias.type, p->n0 + n, cols);
-    f->merge(row_of(p->c, p->m0 + m) + p->n0 + n, p->c.stride, tile, rows, cols, p->alpha,
-             fresh ? p->beta : 1, bias);
+/* C += the products of part of k, from (m, n) of C on; the first part starts it. */
+static void merge_into_c(const product *p, i64 m, i64 n, const float *tile, i64 rows, i64 cols,
+                         bool first) {
+    float bias[MAX_NR] = {0};
+    if (first && p->bias.p) load_floats(bias, p->bias.p, p->bias.type, n, cols);
+    p->f->merge(row_of(p->c, m) + n, p->c.stride, tile, rows, cols, p->alpha,
+                first ? p->beta : 1, bias);
+}
+
+/* A tile at (m, n) of the block, `words` words of k from `word`. Returns its rows. */
+static i64 compute_tile(const product *p, i64 m, i64 end, i64 n, i64 word, i64 words) {
+    const i64 nr = p->f->nr, in_panel = m % nr, cols = min64(nr, p->bn - n);
+    const float *b = p->packed_b + n * p->words + word * nr;
+    const float *a = p->packed_a + (m - in_panel) * p->words + word * nr + in_panel;
+    float tile[MAX_MR * MAX_NR] __attribute__((aligned(64)));
+    i64 rows = min64(p->f->mr, end - m), a_row = 1, a_step = nr;
+    for (i64 i = 0; i < rows; i++) /* C is needed when the tile is done */
+        __builtin_prefetch(row_of(p->c, p->m0 + m + i) + p->n0 + n, 1);
+    if (p->a_in_place) {
+        a_row = p->a.lane_step;
+        a_step = p->a.k_step;
+        a = (const float *)(const void *)p->a.p + (p->m0 + m) * a_row + (p->k0 + word) * a_step;
+    } else rows = min64(rows, nr - in_panel);
+    rows = tile_rows(p->f, p->t, rows, tile, a, a_row, a_step, b, words);
+    merge_into_c(p, p->m0 + m, p->n0 + n, tile, rows, cols, p->k0 + word == 0);
+    return rows;
 }
 
 static void tile_task(void *arg, i64 i) {
     const product *p = arg;
     const i64 down = ceil_div(p->bm, p->tm), m0 = i % down * p->tm, n0 = i / down * p->tn;
     const i64 m1 = min64(p->bm, m0 + p->tm), n1 = min64(p->bn, n0 + p->tn);
-    i64 k = 0;
-    do {
-        const i64 nk = min64(KC, p->bk - k);
-        for (i64 n = n0; n < n1; n += p->fast->nr)
-            for (i64 m = m0; m < m1; m += p->fast->mr) compute_tile(p, m, n, k, nk);
-        k += KC;
-    } while (k < p->bk);
+    i64 word = 0;
+    do { /* once for K = 0 too: C = beta C + bias */
+        const i64 words = min64(KC, p->words - word);
+        for (i64 n = n0; n < n1; n += p->f->nr)
+            for (i64 m = m0; m < m1;) m += compute_tile(p, m, m1, n, word, words);
+        word += KC;
+    } while (word < p->words);
 }
 
 /* n cut into the fewest equal blocks of at most `most`, each a multiple of `unit`. */
 static i64 block_size(i64 n, i64 most, i64 unit) {
-    most = max64(unit, most / unit * unit);
-    i64 blocks = max64(1, ceil_div(n, most));
+    const i64 blocks = max64(1, ceil_div(n, max64(unit, most / unit * unit)));
     return ceil_div(ceil_div(n, blocks), unit) * unit;
 }
 
 static void compute_block(nxt_context *cx, product *p, bool pack_a, bool pack_b) {
-    const i64 mr = p->fast->mr, nr = p->fast->nr;
-    p->group = 8;
-    p->a_tasks = pack_a ? ceil_div(p->bm, p->group * mr) : 0;
-    parallel_for(cx, p->a_tasks + (pack_b ? ceil_div(p->bn, p->group * nr) : 0), pack_task, p);
-    p->tm = 8 * mr;
-    p->tn = 8 * nr;
+    const i64 panels = PACK_PANELS * p->f->nr;
+    p->a_tasks = pack_a ? ceil_div(p->bm, panels) : 0;
+    const i64 tasks = p->a_tasks + (pack_b ? ceil_div(p->bn, panels) : 0);
+    if (tasks) parallel_for(cx, tasks, pack_task, p);
+    p->tm = TASK_TILES * p->f->mr;
+    p->tn = TASK_TILES * p->f->nr;
     parallel_for(cx, ceil_div(p->bm, p->tm) * ceil_div(p->bn, p->tn), tile_task, p);
 }
 
 static void matmul_packed(nxt_context *cx, product *p) {
-    const i64 bk = block_size(p->K, KMAX, 1), unit = max64(1, bk);
-    const i64 bm = block_size(p->M, PACKED / unit, p->fast->mr);
-    const i64 bn = block_size(p->N, PACKED / unit, p->fast->nr);
+    const i64 unit = p->t->k_per_word, bk = block_size(p->K, KMAX * unit, unit);
+    const i64 most = PACKED / max64(1, bk / unit), nr = p->f->nr;
+    const i64 bm = p->a_in_place ? p->M : block_size(p->M, most, nr);
+    const i64 bn = block_size(p->N, most, nr);
+    p->packed_a = cx->workspace;
+    p->packed_b = cx->workspace + PACKED + KMAX * MAX_NR;
     for (p->n0 = 0; p->n0 < p->N; p->n0 += bn) {
         p->k0 = 0;
         do {
@@ -1438,78 +1528,104 @@ static void matmul_packed(nxt_context *cx, product *p) {
                 p->bm = min64(bm, p->M - p->m0);
                 p->bn = min64(bn, p->N - p->n0);
                 p->bk = min64(bk, p->K - p->k0);
+                p->words = ceil_div(p->bk, unit);
                 const bool a_is_there = p->n0 && bm >= p->M && bk >= p->K;
-                compute_block(cx, p, !a_is_there, p->m0 == 0);
+                compute_block(cx, p, !p->a_in_place && !a_is_there, p->m0 == 0);
             }
             p->k0 += bk;
         } while (p->k0 < p->K);
     }
 }
 
+/* Few rows: tn columns of C, that is tn rows of B in memory, read once. */
+static void dots_task(void *arg, i64 i) {
+    const product *p = arg;
+    const i64 nr = p->f->nr, bytes = p->b.lane_step * dtype_size(p->b.type);
+    const i64 end = min64(p->N, (i + 1) * p->tn), a_step = p->a.lane_step;
+    float space[4 + SMALL_M * MAX_NR], *const tile = space + 4;
+    for (i64 n0 = i * p->tn; n0 < end; n0 += nr) {
+        const i64 cols = min64(nr, end - n0);
+        for (i64 n = 0; n < cols; n += 4) {
+            /* The last four end at the last row of B and may repeat some; below column 0 is
+             * the end of the row before, which is not in use when cols < 4. */
+            const i64 at = min64(n, cols - 4);
+            for (i64 m = 0; m < p->M;) {
+                const bool many = p->M - m >= p->f->dots_rows;
+                (many ? p->f->dots : p->f->dots1)(
+                    tile + m * nr + at, nr, (const float *)(const void *)p->a.p + m * a_step,
+                    a_step, p->b.p + (n0 + at) * bytes, bytes, p->K, p->b.type);
+                m += many ? p->f->dots_rows : 1;
+            }
+        }
+        merge_into_c(p, 0, n0, tile, p->M, cols, true);
+    }
+}
+
+static void matmul_dots(nxt_context *cx, product *p) {
+    p->tn = max64(1, (1 << 15) / max64(1, p->K) / p->f->nr) * p->f->nr; /* about 128 KB */
+    parallel_for(cx, ceil_div(p->N, p->tn), dots_task, p);
+}
+
+static void matmul_with(nxt_context *cx, const tiling *t, mat c, mat a, mat b, int trans,
+                        float alpha, float beta, mat bias) {
+    const bool ta = trans & NXT_TRANS_A, tb = trans & NXT_TRANS_B;
+    const bool a_f32 = a.type == F32 && (uintptr_t)a.p % sizeof(float) == 0;
+    product p = {.f = cx->fast, .t = t, .M = c.rows, .N = c.cols, .K = ta ? a.rows : a.cols,
+                 .c = c, .bias = bias, .alpha = alpha, .beta = beta,
+                 .a_in_place = a_f32 && t->k_per_word == 1};
+    p.a = (operand){a.p, a.type, ta ? 1 : a.stride, ta ? a.stride : 1};
+    p.b = (operand){b.p, b.type, tb ? b.stride : 1, tb ? 1 : b.stride};
+    if (p.M <= SMALL_M && p.N >= 4 && tb && !ta && a_f32) matmul_dots(cx, &p);
+    else matmul_packed(cx, &p);
+}
+
 static void fast_matmul(void *s, mat c, mat a, mat b, int trans, float alpha, float beta,
                         mat bias) {
     nxt_context *cx = s;
-    const bool ta = trans & NXT_TRANS_A, tb = trans & NXT_TRANS_B;
-    product p = {.fast = cx->fast, .M = c.rows, .N = c.cols, .K = ta ? a.rows : a.cols,
-                 .c = c, .bias = bias, .alpha = alpha, .beta = beta,
-                 .packed_a = cx->workspace, .packed_b = cx->workspace + PACKED};
-    p.a = (operand){a.p, a.type, ta ? 1 : a.stride, ta ? a.stride : 1};
-    p.b = (operand){b.p, b.type, tb ? b.stride : 1, tb ? 1 : b.stride};
-    matmul_packed(cx, &p);
+    matmul_with(cx, &cx->fast->f32, c, a, b, trans, alpha, beta, bias);
 }
 
 /* -- The levels ------------------------------------------------------------------------
- * The tile fills the vector registers: 16 of 4 (SSE2) or 8 (AVX2) floats, 32 of 16
- * (AVX-512) or 4 (NEON), less one row of b and one broadcast of a. */
-typedef float v4 __attribute__((vector_size(16), aligned(4), may_alias));
-typedef float v8 __attribute__((vector_size(32), aligned(4), may_alias));
-typedef float v16 __attribute__((vector_size(64), aligned(4), may_alias));
-
-#define DEFINE_MATMUL(LEVEL, AT, V, NV, MR)                                                 \
+ * A tile fills the vector registers: 16 of 4 (SSE2) or 8 (AVX2) floats, 32 of 16 (AVX-512)
+ * or 4 (NEON), less one row of b and one number of a. */
+#define DEFINE_MATMUL(LEVEL, AT, V, NV)                                                     \
     AT FUSED static void pack_##LEVEL(float *out, const operand *x, i64 lane, i64 lanes,    \
-                                      i64 k, i64 nk, i64 width, i64 panel) {                \
-        if (width == MR) pack_body(out, x, lane, lanes, k, nk, MR, panel);                  \
-        else pack_body(out, x, lane, lanes, k, nk, NV * (i64)sizeof(V) / 4, panel);         \
+                                      i64 k, i64 nk) {                                      \
+        pack_body(out, x, lane, lanes, k, nk, NV * (i64)sizeof(V) / 4);                     \
     }                                                                                       \
     AT FUSED static void merge_##LEVEL(float *c, i64 c_step, const float *tile, i64 rows,   \
                                        i64 cols, float alpha, float beta,                   \
                                        const float *bias) {                                 \
         merge_body(c, c_step, tile, NV * (i64)sizeof(V) / 4, rows, cols, alpha, beta, bias); \
-    }
+    }                                                                                       \
+    DEFINE_TILE(tile1_##LEVEL, AT, V, 1, NV)                                                \
+    DEFINE_TILE(tile4_##LEVEL, AT, V, 4, NV)
 
 #define AT_BASELINE
+DEFINE_MATMUL(baseline, AT_BASELINE, v4, 2)
+DEFINE_DOTS(dots_baseline, AT_BASELINE, v4, load_v4, 2)
+DEFINE_DOTS(dots1_baseline, AT_BASELINE, v4, load_v4, 1)
 #if defined(__aarch64__)
-#define BASELINE_MR 12
-DEFINE_TILE(tile8_baseline, AT_BASELINE, v4, 8, 2, BASELINE_MR)
-DEFINE_TILE(tile12_baseline, AT_BASELINE, v4, 12, 2, BASELINE_MR)
-#define BASELINE_TILES {tile4_baseline, tile8_baseline, tile12_baseline}
+DEFINE_TILE(tile8_baseline, AT_BASELINE, v4, 8, 2)
+DEFINE_TILE(tile12_baseline, AT_BASELINE, v4, 12, 2)
+#define BASELINE_TILES .mr = 12, .f32.tile = {tile1_baseline, tile4_baseline, tile8_baseline, \
+                                              tile12_baseline}
 #else
-#define BASELINE_MR 4
-#define BASELINE_TILES {tile4_baseline}
+#define BASELINE_TILES .mr = 4, .f32.tile = {tile1_baseline, tile4_baseline}
 #endif
-DEFINE_TILE(tile4_baseline, AT_BASELINE, v4, 4, 2, BASELINE_MR)
-DEFINE_MATMUL(baseline, AT_BASELINE, v4, 2, BASELINE_MR)
 
 #if NXT_HAS_X86
 #define AT_AVX2 __attribute__((target("avx2,fma")))
-DEFINE_TILE(tile4_avx2, AT_AVX2, v8, 4, 3, 4)
-DEFINE_MATMUL(avx2, AT_AVX2, v8, 3, 4)
+DEFINE_MATMUL(avx2, AT_AVX2, v8, 3)
+DEFINE_DOTS(dots_avx2, AT_AVX2, v8, load_v8, 2)
+DEFINE_DOTS(dots1_avx2, AT_AVX2, v8, load_v8, 1)
 
 #define AT_AVX512 __attribute__((target("avx512f,avx512bw,avx512dq,avx512vl,fma")))
-DEFINE_TILE(tile4_avx512, AT_AVX512, v16, 4, 2, 12)
-DEFINE_TILE(tile8_avx512, AT_AVX512, v16, 8, 2, 12)
-DEFINE_TILE(tile12_avx512, AT_AVX512, v16, 12, 2, 12)
-DEFINE_MATMUL(avx512, AT_AVX512, v16, 2, 12)
-#endif
-
-static const kernels kernels_baseline UNUSED = {.mr = BASELINE_MR, .nr = 8, .tile = BASELINE_TILES,
-                                         .pack = pack_baseline, .merge = merge_baseline};
-#if NXT_HAS_X86
-static const kernels kernels_avx2 UNUSED = {.mr = 4, .nr = 24, .tile = {tile4_avx2},
-                                     .pack = pack_avx2, .merge = merge_avx2};
-static const kernels kernels_avx512 UNUSED = {
-    .mr = 12, .nr = 32, .tile = {tile4_avx512, tile8_avx512, tile12_avx512},
-    .pack = pack_avx512, .merge = merge_avx512};
+DEFINE_MATMUL(avx512, AT_AVX512, v16, 2)
+DEFINE_DOTS(dots_avx512, AT_AVX512, v16, load_v16, 4)
+DEFINE_DOTS(dots1_avx512, AT_AVX512, v16, load_v16, 1)
+DEFINE_TILE(tile8_avx512, AT_AVX512, v16, 8, 2)
+DEFINE_TILE(tile12_avx512, AT_AVX512, v16, 12, 2)
 #endif
 
 /* 1 baseline, 2 AVX2, 3 AVX-512: what the processor has and the system saves on a switch
@@ -1546,6 +1662,7 @@ static size_t matmul_workspace(void) { return 0; }
  * bits depend neither on the vector width nor on the number of threads.
  */
 /* READY: compiles and is correct; with it, stub_fast.c goes */
+/* READY: compiles and is correct */
 #if NXT_HAS_SIMD
 
 /* -- exp, tanh and the normal distribution ------------------------------------------------
@@ -1982,7 +2099,8 @@ ALWAYS_INLINE void slope_by_key_body(float *restrict s, float *restrict dp, i64 
     }
 
 #define LEAVES(LEVEL)                                                                       \
-    .pack = pack_##LEVEL, .merge = merge_##LEVEL, .act_fwd = act_fwd_##LEVEL,               \
+    .f32.pack = pack_##LEVEL, .f32.k_per_word = 1, .merge = merge_##LEVEL,                  \
+    .dots = dots_##LEVEL, .dots1 = dots1_##LEVEL, .act_fwd = act_fwd_##LEVEL,               \
     .act_bwd = act_bwd_##LEVEL, .add = add_##LEVEL, .norm_fwd = norm_fwd_##LEVEL,           \
     .norm_bwd = norm_bwd_##LEVEL, .xent = xent_##LEVEL, .sumsq = sumsq_##LEVEL,             \
     .adamw = adamw_##LEVEL, .rope = rope_##LEVEL, .dot = dot_##LEVEL,                       \
@@ -1991,17 +2109,18 @@ ALWAYS_INLINE void slope_by_key_body(float *restrict s, float *restrict dp, i64 
     .slope_by_key = slope_by_key_##LEVEL
 
 DEFINE_LEAVES(baseline, AT_BASELINE, 8)
-static const kernels fast_baseline = {
-    .mr = BASELINE_MR, .nr = 8, .tile = BASELINE_TILES, LEAVES(baseline)};
+static const kernels kernels_baseline = {
+    .nr = 8, .dots_rows = 2, BASELINE_TILES, LEAVES(baseline)};
 
 #if NXT_HAS_X86
 DEFINE_LEAVES(avx2, AT_AVX2, 24)
-static const kernels fast_avx2 = {
-    .mr = 4, .nr = 24, .tile = {tile4_avx2}, LEAVES(avx2)};
+static const kernels kernels_avx2 = {
+    .mr = 4, .nr = 24, .dots_rows = 2, .f32.tile = {tile1_avx2, tile4_avx2}, LEAVES(avx2)};
 
 DEFINE_LEAVES(avx512, AT_AVX512, 32)
-static const kernels fast_avx512 = {
-    .mr = 12, .nr = 32, .tile = {tile4_avx512, tile8_avx512, tile12_avx512}, LEAVES(avx512)};
+static const kernels kernels_avx512 = {
+    .mr = 12, .nr = 32, .dots_rows = 4,
+    .f32.tile = {tile1_avx512, tile4_avx512, tile8_avx512, tile12_avx512}, LEAVES(avx512)};
 #endif
 
 /* -- Drivers: rows --------------------------------------------------------------------------
@@ -2331,16 +2450,15 @@ typedef struct attention_job {
     const i32 *first, *last;
     float scale;
     float *space;     /* one slot per task that runs at the moment */
-    i64 slot, padded; /* floats of a slot; head size rounded up to whole tiles */
+    i64 slot;         /* floats of it */
     _Atomic u64 free; /* bit i: slot i is free */
 } attention_job;
 
-/* What a task works with: lane side, row side, sums. */
+/* What a task works with. */
 typedef struct workbench {
-    float *lane[2];      /* panels (LANE_PANELS, size, nr) */
-    float *row[4];       /* panels of CHUNK rows, or of the head's columns */
-    float *out[2];       /* (LANE_PANELS, padded, nr) */
-    float *s, *dp, *tile; /* (CHUNK, nr) twice, (padded, nr) */
+    float *lane[2];       /* panels (LANE_PANELS, size, nr) */
+    float *out[2];        /* (LANE_PANELS, size, nr) */
+    float *s, *dp, *tile; /* (CHUNK, nr) twice, (size, nr) */
     float *top, *sum, *shrink, *lse, *delta;
     i32 *first, *last;
 } workbench;
@@ -2350,11 +2468,10 @@ static i64 lay_out(const attention_job *a, float *at, workbench *b) {
     float *const start = at;
     const i64 nr = a->f->nr, lanes = LANE_PANELS * nr, stats = lanes > CHUNK ? lanes : CHUNK;
     for (int i = 0; i < 2; i++, at += lanes * a->q.size) b->lane[i] = at;
-    for (int i = 0; i < 4; i++, at += CHUNK * a->padded) b->row[i] = at;
-    for (int i = 0; i < 2; i++, at += lanes * a->padded) b->out[i] = at;
+    for (int i = 0; i < 2; i++, at += lanes * a->q.size) b->out[i] = at;
     b->s = at, at += CHUNK * nr;
     b->dp = at, at += CHUNK * nr;
-    b->tile = at, at += a->padded * nr;
+    b->tile = at, at += a->q.size * nr;
     float **const stat[] = {&b->top, &b->sum, &b->shrink, &b->lse, &b->delta};
     for (int i = 0; i < 5; i++, at += stats) *stat[i] = at;
     b->first = (i32 *)(void *)at, at += stats;
@@ -2365,7 +2482,6 @@ static i64 lay_out(const attention_job *a, float *at, workbench *b) {
 static void attention_space(nxt_context *cx, attention_job *a) {
     workbench unused;
     a->f = cx->fast;
-    a->padded = ceil_div(a->q.size, 12) * 12;
     a->space = cx->workspace;
     a->slot = lay_out(a, a->space, &unused);
     const i64 slots = min64(64, WORKSPACE / a->slot);
@@ -2382,22 +2498,27 @@ static int take_slot(attention_job *a, workbench *b) {
 }
 static void give_slot(attention_job *a, int slot) { atomic_fetch_or(&a->free, (u64)1 << slot); }
 
-/* Panels whose lanes are rows of a head, and panels whose lanes are its columns. */
-static void pack_rows_of(const attention_job *a, float *out, heads x, i64 h, i64 row, i64 rows,
-                         i64 width) {
+/* Panels whose lanes are rows of a head. */
+static void pack_head(const attention_job *a, float *out, heads x, i64 h, i64 row, i64 rows) {
     const operand o = {(const char *)head_of(x, 0, h), F32, x.stride, 1};
-    a->f->pack(out, &o, row, rows, 0, x.size, width, width * x.size);
-}
-static void pack_columns_of(const attention_job *a, float *out, heads x, i64 h, i64 row,
-                            i64 rows) {
-    const operand o = {(const char *)head_of(x, 0, h), F32, 1, x.stride};
-    a->f->pack(out, &o, 0, x.size, row, rows, a->f->mr, a->f->mr * rows);
+    a->f->f32.pack(out, &o, row, rows, 0, x.size);
 }
 
-/* out[m][lane] = sum over k of a[k][m] b[k][lane], m < M */
-static void tiles(const kernels *f, float *out, const float *a, const float *b, i64 M, i64 K) {
-    for (i64 m = 0; m < M; m += f->mr)
-        f->tile[(min64(f->mr, M - m) - 1) / 4](out + m * f->nr, a + m * K, b, K, f->nr);
+/* out[m][lane] = sum over k of a(m, k) b[k][lane], m < M */
+static void tiles(const kernels *f, float *out, const float *a, i64 a_row, i64 a_step,
+                  const float *b, i64 M, i64 K) {
+    for (i64 m = 0; m < M;)
+        m += tile_rows(f, &f->f32, M - m, out + m * f->nr, a + m * a_row, a_row, a_step, b, K);
+}
+
+/* The same with a(m, k) = column k of head h in row m, and with column m in row k. */
+static void tiles_rows(const attention_job *a, float *out, heads x, i64 h, i64 row,
+                       const float *b, i64 rows) {
+    tiles(a->f, out, head_of(x, row, h), x.stride, 1, b, rows, x.size);
+}
+static void tiles_columns(const attention_job *a, float *out, heads x, i64 h, i64 row,
+                          const float *b, i64 rows) {
+    tiles(a->f, out, head_of(x, row, h), 1, x.stride, b, x.size, rows);
 }
 
 /* Does any of n queries see a key in [from, end)? */
@@ -2431,7 +2552,7 @@ static void write_lanes(const attention_job *a, heads y, i64 h, i64 n0, i64 coun
                         const float *out, const float *factor) {
     const i64 nr = a->f->nr;
     for (i64 i = 0; i < count; i++) {
-        const float *from = out + i / nr * a->padded * nr + i % nr;
+        const float *from = out + i / nr * a->q.size * nr + i % nr;
         float *to = head_of(y, n0 + i, h), scale = factor ? factor[i] : 1;
         for (i64 d = 0; d < y.size; d++) to[d] = from[d * nr] * scale;
     }
@@ -2447,21 +2568,19 @@ static void attention_fwd_task(void *arg, i64 task) {
     workbench b;
     const int slot = take_slot(a, &b);
     set_ranges(a, &b, n0, count, width, &from, &end);
-    pack_rows_of(a, b.lane[0], a->q, h, n0, count, nr);
-    memset(b.out[0], 0, (size_t)(width * a->padded) * sizeof(float));
+    pack_head(a, b.lane[0], a->q, h, n0, count);
+    memset(b.out[0], 0, (size_t)(width * D) * sizeof(float));
     for (i64 i = 0; i < width; i++) b.top[i] = -INFINITY, b.sum[i] = 0;
     for (i64 j = from; j < end; j += CHUNK) {
         const i64 keys = min64(CHUNK, end - j);
         if (!any_sees(b.first, b.last, count, j, j + keys)) continue;
-        pack_rows_of(a, b.row[0], a->k, g, j, keys, f->mr);
-        pack_columns_of(a, b.row[1], a->v, g, j, keys);
         for (i64 l = 0; l < width; l += nr) {
             const lane_state q = lanes_at(&b, l);
             if (!any_sees(q.first, q.last, nr, j, j + keys)) continue;
-            tiles(f, b.s, b.row[0], b.lane[0] + l * D, keys, D);
+            tiles_rows(a, b.s, a->k, g, j, b.lane[0] + l * D, keys);
             f->softmax(b.s, keys, j, &q, a->scale);
-            tiles(f, b.tile, b.row[1], b.s, D, keys);
-            f->rescale(b.out[0] + l * a->padded, b.tile, q.shrink, D);
+            tiles_columns(a, b.tile, a->v, g, j, b.s, keys);
+            f->rescale(b.out[0] + l * D, b.tile, q.shrink, D);
         }
     }
     for (i64 i = 0; i < count; i++) {
@@ -2519,9 +2638,9 @@ static void attention_dq_task(void *arg, i64 task) {
     workbench b;
     const int slot = take_slot(a, &b);
     set_ranges(a, &b, n0, count, width, &from, &end);
-    pack_rows_of(a, b.lane[0], a->q, h, n0, count, nr);
-    pack_rows_of(a, b.lane[1], a->dy, h, n0, count, nr);
-    memset(b.out[0], 0, (size_t)(width * a->padded) * sizeof(float));
+    pack_head(a, b.lane[0], a->q, h, n0, count);
+    pack_head(a, b.lane[1], a->dy, h, n0, count);
+    memset(b.out[0], 0, (size_t)(width * D) * sizeof(float));
     for (i64 i = 0; i < width; i++) {
         b.shrink[i] = 1;
         b.lse[i] = i < count ? row_of(a->lse, n0 + i)[h] : 0;
@@ -2530,17 +2649,14 @@ static void attention_dq_task(void *arg, i64 task) {
     for (i64 j = from; j < end; j += CHUNK) {
         const i64 keys = min64(CHUNK, end - j);
         if (!any_sees(b.first, b.last, count, j, j + keys)) continue;
-        pack_rows_of(a, b.row[0], a->k, g, j, keys, f->mr);
-        pack_rows_of(a, b.row[1], a->v, g, j, keys, f->mr);
-        pack_columns_of(a, b.row[2], a->k, g, j, keys);
         for (i64 l = 0; l < width; l += nr) {
             const lane_state q = lanes_at(&b, l);
             if (!any_sees(q.first, q.last, nr, j, j + keys)) continue;
-            tiles(f, b.s, b.row[0], b.lane[0] + l * D, keys, D);
-            tiles(f, b.dp, b.row[1], b.lane[1] + l * D, keys, D);
+            tiles_rows(a, b.s, a->k, g, j, b.lane[0] + l * D, keys);
+            tiles_rows(a, b.dp, a->v, g, j, b.lane[1] + l * D, keys);
             f->slope_by_query(b.s, b.dp, keys, j, &q, a->scale);
-            tiles(f, b.tile, b.row[2], b.s, D, keys);
-            f->rescale(b.out[0] + l * a->padded, b.tile, q.shrink, D);
+            tiles_columns(a, b.tile, a->k, g, j, b.s, keys);
+            f->rescale(b.out[0] + l * D, b.tile, q.shrink, D);
         }
     }
     write_lanes(a, a->dq, h, n0, count, b.out[0], NULL);
@@ -2558,19 +2674,15 @@ static void dkv_chunk(const attention_job *a, const workbench *b, i64 h, i64 n, 
         b->lse[i] = row_of(a->lse, n + i)[h];
         b->delta[i] = row_of(a->delta, n + i)[h];
     }
-    pack_rows_of(a, b->row[0], a->q, h, n, queries, f->mr);
-    pack_rows_of(a, b->row[1], a->dy, h, n, queries, f->mr);
-    pack_columns_of(a, b->row[2], a->q, h, n, queries);
-    pack_columns_of(a, b->row[3], a->dy, h, n, queries);
     for (i64 l = 0; l < count; l += nr) {
         if (!any_sees(q.first, q.last, queries, key + l, key + min64(count, l + nr))) continue;
-        tiles(f, b->s, b->row[0], b->lane[0] + l * D, queries, D);
-        tiles(f, b->dp, b->row[1], b->lane[1] + l * D, queries, D);
+        tiles_rows(a, b->s, a->q, h, n, b->lane[0] + l * D, queries);
+        tiles_rows(a, b->dp, a->dy, h, n, b->lane[1] + l * D, queries);
         f->slope_by_key(b->s, b->dp, queries, key + l, &q, a->scale);
-        tiles(f, b->tile, b->row[2], b->dp, D, queries);
-        f->rescale(b->out[0] + l * a->padded, b->tile, b->shrink, D);
-        tiles(f, b->tile, b->row[3], b->s, D, queries);
-        f->rescale(b->out[1] + l * a->padded, b->tile, b->shrink, D);
+        tiles_columns(a, b->tile, a->q, h, n, b->dp, queries);
+        f->rescale(b->out[0] + l * D, b->tile, b->shrink, D);
+        tiles_columns(a, b->tile, a->dy, h, n, b->s, queries);
+        f->rescale(b->out[1] + l * D, b->tile, b->shrink, D);
     }
 }
 
@@ -2579,11 +2691,11 @@ static void attention_dkv_task(void *arg, i64 task) {
     const i64 nr = a->f->nr, G = a->k.heads, g = task % G, group = a->q.heads / G;
     const i64 key = task / G * LANE_PANELS * nr, N = a->q.rows;
     const i64 count = min64(LANE_PANELS * nr, a->k.rows - key);
-    const size_t bytes = (size_t)(LANE_PANELS * nr * a->padded) * sizeof(float);
+    const size_t bytes = (size_t)(LANE_PANELS * nr * a->q.size) * sizeof(float);
     workbench b;
     const int slot = take_slot(a, &b);
-    pack_rows_of(a, b.lane[0], a->k, g, key, count, nr);
-    pack_rows_of(a, b.lane[1], a->v, g, key, count, nr);
+    pack_head(a, b.lane[0], a->k, g, key, count);
+    pack_head(a, b.lane[1], a->v, g, key, count);
     memset(b.out[0], 0, bytes);
     memset(b.out[1], 0, bytes);
     for (i64 i = 0; i < nr; i++) b.shrink[i] = 1;
@@ -2613,10 +2725,10 @@ static void fast_attention_bwd(void *s, heads dq, heads dk, heads dv, heads dy, 
 /* -- The table ------------------------------------------------------------------------------ */
 static void fill_level(nxt_context *cx, nxt_backend *t, int level) {
     if (level == 0) return;
-    cx->fast = &fast_baseline;
+    cx->fast = &kernels_baseline;
 #if NXT_HAS_X86
-    if (level == 2) cx->fast = &fast_avx2;
-    if (level == 3) cx->fast = &fast_avx512;
+    if (level == 2) cx->fast = &kernels_avx2;
+    if (level == 3) cx->fast = &kernels_avx512;
 #endif
     t->matmul = fast_matmul, t->bias_bwd = fast_bias_bwd;
     t->embed_fwd = fast_embed_fwd, t->embed_bwd = fast_embed_bwd;
@@ -5248,10 +5360,10 @@ typedef struct pair_map {
 static const u32 NONE = 0xffffffff;
 
 /* A row of the vocabulary. Its text is plain bytes, not letters of the file's alphabet. */
-typedef struct token {
+typedef struct token_row {
     const u8 *text; /* NULL: no token has this id */
     u32 length, flags;
-} token;
+} token_row;
 
 enum { /* token.flags */
     VERBATIM = 1, /* an added token, or one in letters that stand for no byte: unknown to BPE */
@@ -5272,13 +5384,13 @@ typedef struct matcher {
 
 /* What BPE made of a word: one cache line. The last byte of the key is the word's length. */
 enum { WORD_BYTES = 23, WORD_IDS = 9, CACHE_BITS = 15 };
-typedef struct word {
+typedef struct known_word {
     u8 key[WORD_BYTES + 1];
     i32 id[WORD_IDS], count;
-} word;
+} known_word;
 
 /* Bytes [begin, end) of the normalised text replace others, which end at `original`. */
-typedef struct change { i64 begin, end, original; } change;
+typedef struct text_change { i64 begin, end, original; } text_change;
 
 /* Ids and, on request, where in the text each token ends. */
 typedef struct token_list {
@@ -5296,7 +5408,7 @@ struct nxt_tokenizer {
     u16 *property;         /* of each code point, and of INVALID */
     pair_map unicode;      /* (c, 0) and (first, second) -> row of unicode_pairs */
 
-    token *token;
+    token_row *token;
     i32 size, rows;        /* highest id + 1; the rows of token: as many and the added ones */
     pair_map dictionary;   /* the two halves of a text's hash -> id */
     i32 byte_of[ALPHABET]; /* letter of the file -> byte, or -1 */
@@ -5313,9 +5425,9 @@ struct nxt_tokenizer {
     /* what encode() works with */
     token_list *out;
     bool want_ends;
-    word *cache;           /* (1 << CACHE_BITS) */
+    known_word *cache;     /* (1 << CACHE_BITS) */
     buffer text, prefixed; /* the normalised text, ... */
-    change *change;        /* ... the places where it differs, ... */
+    text_change *change;   /* ... the places where it differs, ... */
     i64 changes, change_capacity;
     u32 *point;            /* ... and the code points of one such place */
     i64 point_capacity;
@@ -5377,7 +5489,7 @@ static i32 find_token(const nxt_tokenizer *t, const u8 *p, i64 n, u32 verbatim) 
     return memcmp(t->token[id].text, p, (size_t)n) ? -1 : id;
 }
 
-static void set_token(nxt_tokenizer *t, i32 id, const token *k) {
+static void set_token(nxt_tokenizer *t, i32 id, const token_row *k) {
     const pair_slot key = text_key(k->text, k->length, k->flags & VERBATIM);
     t->token[id] = *k;
     pair_put(&t->dictionary, key.a, key.b, (u32)id);
@@ -5532,7 +5644,7 @@ static nxt_status normalise_cluster(nxt_tokenizer *t, const u8 *p, i64 n, i64 or
     if (t->text.n - begin == n && !memcmp(t->text.p + begin, p, (size_t)n)) return NXT_OK;
     TRY(mem_grow(t->cx, &t->change, t->changes, t->changes + 1, &t->change_capacity,
                  sizeof *t->change));
-    t->change[t->changes++] = (change){begin, t->text.n, original};
+    t->change[t->changes++] = (text_change){begin, t->text.n, original};
     return NXT_OK;
 }
 
@@ -5579,7 +5691,7 @@ static i64 original_end(const nxt_tokenizer *t, i64 at) {
         else high = middle;
     }
     if (low == 0) return at;
-    const change *c = t->change + low - 1;
+    const text_change *c = t->change + low - 1;
     return c->original + max64(at - c->end, 0);
 }
 
@@ -5779,7 +5891,7 @@ static nxt_status encode_word(nxt_tokenizer *t, const u8 *p, i64 n, i64 start) {
     i32 *id = t->out->id + t->out->n;
     i64 count;
     u64 key[3] = {0};
-    word *w = NULL;
+    known_word *w = NULL;
     if (n <= WORD_BYTES) {
         memcpy(key, p, (size_t)n);
         key[2] |= (u64)n << 56;
@@ -6018,10 +6130,10 @@ static i64 to_bytes(const nxt_tokenizer *t, const char *text, i64 n, u8 *out) {
 
 /* The id of a name in the file, or -1. *k becomes the row it has or would have, with its text
  * in `text`, which has room for n bytes. */
-static i32 find_name(const nxt_tokenizer *t, const char *name, i64 n, u8 *text, token *k) {
+static i32 find_name(const nxt_tokenizer *t, const char *name, i64 n, u8 *text, token_row *k) {
     i64 bytes = to_bytes(t, name, n, text);
     if (bytes < 0) memcpy(text, name, (size_t)n);
-    *k = (token){text, (u32)(bytes < 0 ? n : bytes), bytes < 0 ? VERBATIM : 0};
+    *k = (token_row){text, (u32)(bytes < 0 ? n : bytes), bytes < 0 ? VERBATIM : 0};
     return find_token(t, text, k->length, k->flags);
 }
 
@@ -6043,7 +6155,7 @@ static nxt_status load_vocabulary(token_files *f, const json *words, i64 added) 
     for (const json *w = words->first; w; w = w->next) {
         const i32 id = (i32)w->number;
         u8 *text = arena_get(&t->memory, (size_t)w->key_length);
-        token k;
+        token_row k;
         if (!text) return NXT_MEMORY;
         if (t->token[id].text)
             return fail(t->cx, NXT_FORMAT, "%s: two tokens have the id %d", f->path, id);
@@ -6117,7 +6229,7 @@ static nxt_status load_model(token_files *f, const json *model, i64 added) {
     t->ignore_merges = json_bool(model, "ignore_merges", false);
     TRY(load_vocabulary(f, json_get(model, "vocab"), added));
     if (unknown && unknown->kind == JSON_STRING) {
-        token k;
+        token_row k;
         u8 *text = arena_get(&f->memory, (size_t)unknown->length);
         if (!text) return NXT_MEMORY;
         t->unknown = find_name(t, unknown->text, unknown->length, text, &k);
@@ -6145,13 +6257,13 @@ static nxt_status load_step(token_files *f, const char *station, const json *v,
 static nxt_status added_id(token_files *f, const json *content, i64 vocabulary, i32 *next,
                            i32 *out) {
     nxt_tokenizer *t = f->t;
-    token k;
+    token_row k;
     u8 *text = arena_get(&t->memory, (size_t)content->length);
     if (!text) return NXT_MEMORY;
     *out = find_name(t, content->text, content->length, text, &k);
     if (*out < 0) { /* not of the vocabulary: its text as it stands, whatever letters it has */
         memcpy(text, content->text, (size_t)content->length);
-        k = (token){text, (u32)content->length, VERBATIM};
+        k = (token_row){text, (u32)content->length, VERBATIM};
         *out = find_token(t, text, k.length, VERBATIM);
     }
     if (*out < 0) {
@@ -7179,8 +7291,12 @@ static void backward(pass *p) {
  *
  * An example's place in its file is kept, so that held-out rows can be written out as read.
  */
-typedef struct source_row { /* where an example came from */
+enum { TRUNCATED = 1, COMPLETION_CUT = 2, ENDS_IN_EOS = 4 };
+
+typedef struct source_row { /* where an example came from, and what became of it */
     i64 file, at, bytes;
+    i64 text_bytes; /* of the text that was tokenized */
+    int flags;
 } source_row;
 
 struct nxt_dataset {
@@ -7239,6 +7355,10 @@ static nxt_status dataset_add(nxt_dataset *d, const i32 *ids, const u8 *trained,
     if (from) {
         TRY(mem_grow(d->cx, &d->source, e, e + 1, &d->source_capacity, sizeof *d->source));
         d->source[e] = *from;
+        f->text_bytes += from->text_bytes;
+        f->truncated += (from->flags & TRUNCATED) != 0;
+        f->completions_cut += (from->flags & COMPLETION_CUT) != 0;
+        f->ends_in_eos += (from->flags & ENDS_IN_EOS) != 0;
     }
     if (n) memcpy(d->ids + at, ids, (size_t)n * sizeof *ids);
     for (i64 i = 0; i < n; i++) d->trained[at + i] = trained ? trained[i] : 1;
@@ -7430,11 +7550,11 @@ static nxt_status cut_to_length(reader *r, i64 n, i64 *at, i64 *cut) {
                     "%s:%" PRId64 ": %" PRId64 " tokens, the limit is %" PRId64, r->path,
                     r->line, n, limit);
     while (prompt < n && !r->mask[prompt]) prompt++;
-    r->d->info.truncated++;
+    r->from.flags |= TRUNCATED;
     *cut = over;
     if (how == NXT_TRUNCATE_RIGHT) *at = limit;
     if (how != NXT_TRUNCATE_PROMPT || over < prompt) return NXT_OK;
-    r->d->info.completions_cut++; /* one prompt token stays, to predict from; then its end */
+    r->from.flags |= COMPLETION_CUT; /* one prompt token stays, to predict from; then its end */
     *cut = max64(0, prompt - 1);
     return NXT_OK;
 }
@@ -7442,13 +7562,15 @@ static nxt_status cut_to_length(reader *r, i64 n, i64 *at, i64 *cut) {
 static nxt_status finish_example(reader *r) {
     token_list *t = &r->tokens;
     i64 at, cut, n = t->n;
+    r->from.flags = 0;
+    r->from.text_bytes = r->row.text.n;
     TRY(cut_to_length(r, n, &at, &cut));
     n -= cut;
     memmove(t->id + at, t->id + at + cut, (size_t)(n - at) * sizeof *t->id);
     memmove(r->mask + at, r->mask + at + cut, (size_t)(n - at));
     n = min64(n, r->config->max_length);
     t->n = 0;
-    r->d->info.ends_in_eos += n > 0 && t->id[n - 1] == r->eos;
+    if (n > 0 && t->id[n - 1] == r->eos) r->from.flags |= ENDS_IN_EOS;
     return dataset_add(r->d, t->id, r->mask, n, &r->from);
 }
 
@@ -7456,8 +7578,10 @@ static nxt_status finish_example(reader *r) {
 static nxt_status take_row(reader *r) {
     const int eos = r->config->append_eos;
     r->d->info.rows++;
-    r->d->info.text_bytes += r->row.text.n;
-    if (r->config->block_size > 0) return tokenize_row(r, eos > 0);
+    if (r->config->block_size > 0) {
+        r->d->info.text_bytes += r->row.text.n;
+        return tokenize_row(r, eos > 0);
+    }
     TRY(tokenize_row(r, eos != 0));
     return finish_example(r);
 }
@@ -7647,8 +7771,8 @@ static nxt_status split_into(nxt_dataset *d, i64 held, u64 seed, nxt_dataset *re
     for (int k = 0; k < 2; k++) {
         nxt_dataset *p = parts[k];
         p->info.rows = p->info.examples, p->info.has_completions = d->info.has_completions;
-        p->columns = arena_text(&p->arena, d->columns ? d->columns : "", 
-                                d->columns ? strlen(d->columns) : 0);
+        const char *columns = d->columns ? d->columns : "";
+        p->columns = arena_text(&p->arena, columns, strlen(columns));
         p->paths = arena_get(&p->arena, (size_t)(d->path_count + 1) * sizeof *p->paths);
         if (!p->columns || !p->paths) return NXT_MEMORY;
         for (i64 i = 0; i < d->path_count; i++, p->path_count++) {
@@ -8880,6 +9004,7 @@ typedef struct run_state { /* of a run; zeros for a bare trainer */
     double total_loss, total_trained, total_seconds;
     double best;
     i64 best_step;  /* 0: none yet */
+    i64 pending;    /* an evaluation was due at this step and was interrupted */
     i64 logging_steps, eval_steps, save_steps;
     i64 floats;     /* operations so far, as total_flos counts them */
     buffer history; /* rows of metrics.jsonl, joined by commas */
@@ -8913,9 +9038,10 @@ static void write_trainer_state(buffer *b, const nxt_trainer *t, const run_state
                  t->c.batch_size);
     buffer_print(
         b,
-        "  \"neoxtune\": {\"skipped\": %" PRId64 ", \"fingerprint\": \"%016" PRIx64
-        "\", \"window\": [%.17g, %.17g, %.17g, %.17g], \"total\": [%.17g, %.17g, %.17g]}\n}\n",
-        t->skipped, trainer_fingerprint(t), r->loss_sum, r->tokens, r->seconds, r->trained,
+        "  \"neoxtune\": {\"skipped\": %" PRId64 ", \"pending\": %" PRId64
+        ", \"fingerprint\": \"%016" PRIx64 "\", \"window\": [%.17g, %.17g, %.17g, %.17g], "
+        "\"total\": [%.17g, %.17g, %.17g]}\n}\n",
+        t->skipped, r->pending, trainer_fingerprint(t), r->loss_sum, r->tokens, r->seconds, r->trained,
         r->total_loss, r->total_trained, r->total_seconds);
 }
 
@@ -8938,6 +9064,7 @@ static nxt_status read_trainer_state(nxt_trainer *t, const char *path, const jso
     t->step = (i64)json_number(state, "global_step", 0);
     t->num_tokens = (i64)json_number(state, "num_input_tokens_seen", 0);
     t->skipped = (i64)json_number(ours, "skipped", 0);
+    r->pending = (i64)json_number(ours, "pending", 0);
     r->best_step = (i64)json_number(state, "best_global_step", 0);
     r->best = json_number(state, "best_metric", 0);
     r->floats = (i64)json_number(state, "total_flos", 0);
@@ -9063,10 +9190,16 @@ static nxt_status log_step(nxt_run *r, nxt_run_info *info) {
     return metrics_row(r, row, COUNT(row));
 }
 
+/* Until it is over the evaluation is pending: a checkpoint of an interrupted run says so,
+ * and the resumed run catches up on it. */
 static nxt_status evaluate_run(nxt_run *r, nxt_run_info *info) {
     nxt_eval_info *e = &info->eval;
+    run_state *s = &r->state;
+    s->pending = 1;
     TRY(nxt_evaluate(r->t->m, r->c.eval_data, r->c.eval_batch_size, e));
+    s->pending = 0;
     info->evaluated = 1;
+    if (!s->best_step || e->loss < s->best) s->best = e->loss, s->best_step = r->t->step;
     const metric row[] = {
         {"step", (double)r->t->step},
         {"epoch", (double)r->t->step / (double)r->t->steps_per_epoch}, {"eval_loss", e->loss},
@@ -9141,6 +9274,7 @@ nxt_status nxt_run_checkpoint(nxt_run *r, nxt_run_info *info) {
 nxt_status nxt_run_step(nxt_run *r, nxt_run_info *info) {
     run_state *s = &r->state;
     *info = (nxt_run_info){0};
+    if (s->pending && r->c.eval_data) TRY(evaluate_run(r, info));
     TRY(nxt_trainer_step(r->t, &info->step));
     const nxt_step_info *i = &info->step;
     const double loss = i->skipped ? 0 : i->loss * (double)i->trained_tokens;
@@ -9151,11 +9285,7 @@ nxt_status nxt_run_step(nxt_run *r, nxt_run_info *info) {
     s->floats += 6 * i->tokens * (r->t->m->elements - r->t->m->s.V * r->t->m->s.C);
     if (is_due(r, NXT_STEPS, r->c.logging_steps) || nxt_trainer_done(r->t))
         TRY(log_step(r, info));
-    if (r->c.eval_data && is_due(r, r->c.eval_when, r->c.eval_steps)) {
-        TRY(evaluate_run(r, info));
-        if (!s->best_step || info->eval.loss < s->best)
-            s->best = info->eval.loss, s->best_step = r->t->step;
-    }
+    if (r->c.eval_data && is_due(r, r->c.eval_when, r->c.eval_steps)) TRY(evaluate_run(r, info));
     if (is_due(r, r->c.save_when, r->c.save_steps)) TRY(nxt_run_checkpoint(r, info));
     return NXT_OK;
 }
@@ -9177,6 +9307,7 @@ nxt_status nxt_run_finish(nxt_run *r) {
     const nxt_trainer *t = r->t;
     nxt_save_config c = nxt_save_config_default();
     c.dtype = r->c.dtype;
+    if (s->pending && r->c.eval_data) TRY(evaluate_run(r, &(nxt_run_info){0}));
     TRY(restore_best(r));
     TRY(nxt_model_save(t->m, r->c.output_dir, &c));
     const double seconds = fmax(s->total_seconds, 1e-9), steps = (double)t->step;
@@ -9826,10 +9957,10 @@ static int read_record(app *a, int commands) {
     return 0;
 }
 
-/* A template may be given inline, reading \n \t \\, or as @file. */
+/* A template may be given inline, reading \n \t \\ \@, or as @file. */
 static int read_template(app *a) {
     const char *t = a->o.d.template_text;
-    static const char escapes[] = "n\nt\t\\\\";
+    static const char escapes[] = "n\nt\t\\\\@@"; /* letter, what it stands for */
     if (!t) return 0;
     if (t[0] == '@') {
         const char *text = NULL;
@@ -9989,6 +10120,20 @@ static bool directory_in_use(const char *dir) {
     return used;
 }
 
+/* The template in the spelling that read_template reads. */
+static void write_template(FILE *f, const char *t) {
+    char *text = malloc(2 * strlen(t) + 2), *p = text;
+    if (!text) return;
+    if (*t == '@') *p++ = '\\';
+    for (; *t; t++) {
+        if (*t == '\\') *p++ = '\\';
+        *p++ = *t;
+    }
+    fputs(",\n  \"template\": ", f);
+    print_json_text(f, text, (size_t)(p - text));
+    free(text);
+}
+
 /* run.json: every option that differs from its default, under its own name. */
 static int write_record(app *a, char **text) {
     const options standard = default_options();
@@ -10001,6 +10146,7 @@ static int write_record(app *a, char **text) {
         const char *field = (const char *)&a->o + p->field,
                    *was = (const char *)&standard + p->field;
         if (!(p->commands & TRAIN)) continue;
+        if (field == (const char *)&a->o.d.template_text) continue;
         if (p->kind == 's' && *(const char *const *)field) {
             fprintf(f, ",\n  \"%s\": ", p->name);
             print_json_text(f, *(const char *const *)field, strlen(*(const char *const *)field));
@@ -10012,6 +10158,7 @@ static int write_record(app *a, char **text) {
             fprintf(f, ",\n  \"%s\": true", p->name);
         }
     }
+    if (a->o.d.template_text) write_template(f, a->o.d.template_text);
     fputs(",\n  \"data\": [", f);
     for (int64_t i = 0; i < a->o.data_count; i++) {
         fputs(i ? ", " : "", f);
@@ -10686,6 +10833,28 @@ static int run_init(app *a) {
 }
 
 /* -- main ------------------------------------------------------------------------------ */
+/* The context needs its options before it can read others from a file. */
+static const char *early_option(int argc, char **argv, const char *name) {
+    const size_t n = strlen(name);
+    const char *value = NULL;
+    for (int i = 2; i < argc; i++) {
+        if (!strncmp(argv[i], name, n) && argv[i][n] == '=') value = argv[i] + n + 1;
+        if (!strcmp(argv[i], name) && i + 1 < argc) value = argv[i + 1];
+    }
+    return value;
+}
+
+static int unknown_command(const char *name) {
+    const char *nearest = NULL;
+    int best = 4;
+    for (int64_t i = 0; i < COUNT(command_table); i++) {
+        const int d = distance(name, command_table[i].name);
+        if (d < best) best = d, nearest = command_table[i].name;
+    }
+    if (nearest) return usage_error("unknown command \"%s\"; did you mean %s?", name, nearest);
+    return usage_error("unknown command \"%s\"; neoxtune --help lists them", name);
+}
+
 static int run_command(app *a, command c, int argc, char **argv) {
     static int (*const run[])(app *) = {run_train,    run_eval, run_generate,
                                         run_tokenize, run_info, run_init};
@@ -10693,12 +10862,14 @@ static int run_command(app *a, command c, int argc, char **argv) {
     int status, which = 0;
     a->o = default_options();
     config.log = print_log;
-    for (int i = 2; i < argc; i++) { /* the context needs these two before it can read files */
-        if (!strcmp(argv[i], "--threads") && i + 1 < argc) config.threads = atoi(argv[i + 1]);
-        if (!strcmp(argv[i], "--cpu") && i + 1 < argc) config.cpu = argv[i + 1];
-    }
-    if (config.threads < 0) return usage_error("--threads: a number of at least 1");
+    const char *threads = early_option(argc, argv, "--threads");
+    config.cpu = early_option(argc, argv, "--cpu");
+    config.threads = threads ? atoi(threads) : 0;
+    if (threads && config.threads < 1) return usage_error("--threads: a number of at least 1");
     status = (int)nxt_context_create(&a->cx, &config);
+    if (status && status != NXT_MEMORY && config.cpu)
+        return usage_error("--cpu: \"%s\" is none of reference, baseline, avx2, avx512, or not "
+                           "for this machine", config.cpu);
     if (status) return usage_error("cannot start: %s", nxt_status_name((nxt_status)status)), 1;
     if ((status = parse_options(&a->o, a->cx, (int)c, argc, argv))) return status;
     while ((1 << which) != (int)c) which++;
@@ -10716,7 +10887,7 @@ int main(int argc, char **argv) {
     if (!strcmp(argv[1], "--version")) return puts(nxt_version()), 0;
     for (int64_t i = 0; i < COUNT(command_table); i++)
         if (!strcmp(argv[1], command_table[i].name)) c = command_table[i].bit;
-    if (!c) return usage_error("unknown command \"%s\"; neoxtune --help lists them", argv[1]);
+    if (!c) return unknown_command(argv[1]);
     for (int i = 2; i < argc; i++)
         if (!strcmp(argv[i], "--help")) return print_help((int)c), 0;
     app *a = calloc(1, sizeof *a);

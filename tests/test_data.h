@@ -296,6 +296,7 @@ static void test_data_split(void) {
             if (!OK(k.cx, read_rows(&k, "a.jsonl", rows, &c, &d))) break;
             CHECK(OK(k.cx, nxt_dataset_split(d, 0.137, turn == 2 ? 8 : 9, &held)));
             CHECK(held && held->info.examples == 13 && d->info.examples == 87); /* floor(13.7) */
+            CHECK(held && held->info.ends_in_eos == 13 && d->info.ends_in_eos == 87);
             for (int part = 0; part < 2 && held; part++) {
                 const nxt_dataset *p = part ? held : d;
                 i64 tokens = 0;
