@@ -109,6 +109,8 @@
 #include <sched.h>
 #endif
 
+/* x86-64 has four levels of kernels, from SSE2, which every such processor has, to AVX-512;
+ * §7 chooses when a context is made. NEON needs no choice: it is the AArch64 baseline. */
 #if defined(__GNUC__) && defined(__x86_64__) && !defined(NXT_NO_SIMD)
 #define NXT_HAS_X86 1
 #include <cpuid.h>
@@ -141,6 +143,9 @@
 #define FUSED
 #endif
 
+/* Short names for what appears on every line. Sizes and indices are i64 throughout: signed,
+ * so that differences and downward loops behave, and wide, because L x rows x C of a large
+ * model does not fit into 32 bits. */
 typedef uint8_t u8;
 typedef uint16_t u16;
 typedef uint32_t u32;
@@ -156,10 +161,12 @@ _Static_assert(sizeof(size_t) == 8, "64-bit hosts: files are mapped whole");
 #define NXT_ASSERT(condition) ((void)0)
 #endif
 
+/* Elements of an array whose size the compiler knows. */
 #define COUNT(a) ((i64)(sizeof(a) / sizeof((a)[0])))
 
 static inline i64 min64(i64 a, i64 b) { return a < b ? a : b; }
 static inline i64 max64(i64 a, i64 b) { return a > b ? a : b; }
+/* How many pieces of at most b make a. */
 static inline i64 ceil_div(i64 a, i64 b) { return (a + b - 1) / b; }
 
 /* ============================================================================
@@ -173,6 +180,8 @@ static inline i64 ceil_div(i64 a, i64 b) { return (a + b - 1) / b; }
  */
 typedef struct pool pool; /* §4 */
 
+/* What is shared by everything a host makes from one context. There is nothing else: no
+ * variable of this file outlives a call. */
 struct nxt_context {
     nxt_context_config config;
     char message[1024];      /* the sentence of the latest failure */
@@ -233,6 +242,8 @@ static nxt_status fail_errno(nxt_context *cx, const char *path, const char *doin
                 strerror(errno));
 }
 
+/* A line for the host's log, if it wants one. Messages are facts about the user's data or
+ * files (tensors that were not used, for one), never about the progress of a call. */
 PRINTF_LIKE(3, 4)
 static void say(nxt_context *cx, nxt_log_level level, const char *format, ...) {
     char line[1024];
@@ -244,6 +255,7 @@ static void say(nxt_context *cx, nxt_log_level level, const char *format, ...) {
     cx->config.log(cx->config.user, level, line);
 }
 
+/* Without a context there is no place for a message: creating one failed. */
 const char *nxt_error_message(const nxt_context *cx) {
     return cx ? cx->message : "no context (out of memory, or a bad context config)";
 }
@@ -251,6 +263,7 @@ const char *nxt_error_message(const nxt_context *cx) {
 void nxt_cancel(nxt_context *cx) { atomic_store(&cx->cancelled, 1); }
 void nxt_cancel_clear(nxt_context *cx) { atomic_store(&cx->cancelled, 0); }
 
+/* Long calls ask at points where stopping leaves nothing half done. */
 static nxt_status check_cancel(nxt_context *cx) {
     if (!atomic_load_explicit(&cx->cancelled, memory_order_relaxed)) return NXT_OK;
     return fail(cx, NXT_CANCELLED, "cancelled");
@@ -276,6 +289,7 @@ typedef struct block_header {
     size_t bytes; /* what was asked of it */
 } block_header;
 
+/* The default allocator: malloc for small blocks, huge pages asked for by large ones. */
 static void *default_allocate(void *user, size_t bytes) {
     (void)user;
     if (bytes < 2 * HUGE_PAGE) return malloc(bytes);
@@ -318,6 +332,7 @@ static nxt_status mem_get(nxt_context *cx, void *out, i64 count, size_t size) {
     return NXT_OK;
 }
 
+/* The same, cleared. */
 static nxt_status mem_zero(nxt_context *cx, void *out, i64 count, size_t size) {
     void *p;
     TRY(mem_get(cx, &p, count, size));
@@ -326,6 +341,7 @@ static nxt_status mem_zero(nxt_context *cx, void *out, i64 count, size_t size) {
     return NXT_OK;
 }
 
+/* NULL is fine, as with free. The size comes from the header, so callers need not know it. */
 static void mem_drop(nxt_context *cx, void *p) {
     if (!p) return;
     block_header h = *(block_header *)((uintptr_t)p - sizeof h);
@@ -362,6 +378,8 @@ typedef struct arena {
 
 enum { ARENA_CHUNK = 64 << 10 };
 
+/* An arena hands out pieces of large chunks and frees them all at once, which is why a tree
+ * of a hundred thousand nodes loads in milliseconds and cannot leak one of them. */
 /* bytes aligned to 16, cleared; NULL after a failure, with the error written. */
 static void *arena_get(arena *a, size_t bytes) {
     bytes = (bytes + 15) & ~(size_t)15;
@@ -377,6 +395,7 @@ static void *arena_get(arena *a, size_t bytes) {
     return memset(p, 0, bytes);
 }
 
+/* A copy of n bytes, ended by NUL. */
 static char *arena_text(arena *a, const char *text, size_t n) {
     char *s = arena_get(a, n + 1);
     if (s && n) memcpy(s, text, n);
@@ -419,8 +438,11 @@ static void buffer_add(buffer *b, const void *bytes, i64 n) {
     b->p[b->n] = 0;
 }
 
+/* A string. */
 static void buffer_text(buffer *b, const char *text) { buffer_add(b, text, (i64)strlen(text)); }
 
+/* As printf. Short results, nearly all, are formatted once; long ones a second time into
+ * the room that the first attempt asked for. */
 PRINTF_LIKE(2, 3)
 static void buffer_print(buffer *b, const char *format, ...) {
     char small[512];
@@ -476,6 +498,8 @@ struct pool {
     pthread_t thread[MAX_THREADS];
 };
 
+/* Tells the processor that this is a waiting loop: it saves power and leaves its resources
+ * to the other hardware thread of the core. */
 static inline void cpu_relax(void) {
 #if NXT_HAS_X86
     _mm_pause();
@@ -497,6 +521,9 @@ static void pool_work(pool *p, u64 ticket) {
     }
 }
 
+/* A worker's life: wait for a job that it has not seen, first awake, then asleep. It takes
+ * the mutex only to fall asleep; `sleeping` is raised before the ticket is read once more,
+ * and pool_run writes the ticket before it reads `sleeping`, so one of them sees the other. */
 static void *pool_worker(void *pointer) {
     pool *p = pointer;
     u64 seen = 0; /* the last job this worker looked at */
@@ -527,6 +554,8 @@ static void pool_wake(pool *p) {
     pthread_mutex_unlock(&p->mutex);
 }
 
+/* Runs one job and returns when its last task is done. The caller works too; at the end it
+ * waits for tasks that others have begun, which takes at most the time of one. */
 static void pool_run(pool *p, i64 tasks, void (*fn)(void *, i64), void *arg) {
     u64 job = ((atomic_load(&p->ticket) >> 32) + 1) & 0xffffffff;
     atomic_store(&p->ticket, (job - 1) << 32 | CLOSED); /* nobody may take a task while ... */
@@ -542,6 +571,7 @@ static void pool_run(pool *p, i64 tasks, void (*fn)(void *, i64), void *arg) {
         else sched_yield();
 }
 
+/* Wakes and joins everybody. No job can be running. */
 static void pool_destroy(nxt_context *cx) {
     pool *p = cx->pool;
     if (!p) return;
@@ -604,6 +634,7 @@ static void pool_run(pool *p, i64 tasks, void (*fn)(void *, i64), void *arg) {
 }
 #endif
 
+/* The one door to threads. A single task, or a context with one thread, is a plain loop. */
 static void parallel_for(nxt_context *cx, i64 tasks, void (*fn)(void *arg, i64 i), void *arg) {
     if (cx->config.parallel_for && tasks > 1)
         cx->config.parallel_for(cx->config.user, tasks, fn, arg);
@@ -631,6 +662,7 @@ ALWAYS_INLINE float lane_sum(const float *s) { /* a fixed tree: the same bits ev
     return t[0];
 }
 
+/* A float's bits and back, by copying: the only way that the language defines. */
 static inline u32 float_bits(float x) {
     u32 u;
     memcpy(&u, &x, 4);
@@ -679,6 +711,7 @@ typedef nxt_dtype dtype; /* the header's enum, by its short names */
 static const char *const dtype_name[] = {"f32", "f16", "bf16"};
 static inline i64 dtype_size(dtype t) { return t == F32 ? 4 : 2; }
 
+/* The way from a file to arithmetic. */
 /* Elements [at, at + n) of an array of any type, as f32. */
 static void load_floats(float *out, const void *array, dtype type, i64 at, i64 n) {
     if (type == F32) memcpy(out, (const char *)array + 4 * at, (size_t)n * 4);
@@ -695,6 +728,7 @@ static void load_floats(float *out, const void *array, dtype type, i64 at, i64 n
  * SplitMix64 [Steele14], applied after each word is added. */
 typedef enum purpose { FOR_INIT = 1, FOR_SHUFFLE, FOR_SAMPLING, FOR_SPLIT, FOR_DROPOUT } purpose;
 
+/* A bijection of 64 bits in which every input bit changes every output bit half the time. */
 static inline u64 mix64(u64 z) {
     z += 0x9e3779b97f4a7c15u;
     z = (z ^ z >> 30) * 0xbf58476d1ce4e5b9u;
@@ -2776,6 +2810,7 @@ static nxt_status choose_cpu(nxt_context *cx) {
 
 nxt_context_config nxt_context_config_default(void) { return (nxt_context_config){0}; }
 
+/* The context's own memory came from the allocator directly: it is what counts the rest. */
 void nxt_context_destroy(nxt_context *cx) {
     if (!cx) return;
     pool_destroy(cx);
@@ -2784,6 +2819,7 @@ void nxt_context_destroy(nxt_context *cx) {
     cx->config.release(cx->config.user, cx, sizeof *cx);
 }
 
+/* A host's backend takes the place of the table below; everything else is the same. */
 nxt_status nxt_context_create(nxt_context **out, const nxt_context_config *config) {
     nxt_context_config c = config ? *config : nxt_context_config_default();
     nxt_status status;
@@ -2832,6 +2868,7 @@ static inline heads heads_in(mat m, i64 at, i64 step, int count, int size) {
 }
 
 /* -- Parameters as the operations see them --------------------------------------------- */
+/* A parameter: a name, the weight that passes read, and what training adds to it. */
 typedef struct param {
     const char *name, *also; /* in the files; a second name or NULL */
     mat w;            /* the weight in use: f32 master, or the file's own bytes */
@@ -2849,6 +2886,8 @@ static inline mat weight(const param *p) { return p ? p->w : no_mat(); }
 static inline mat grad(const param *p) { return p ? p->grad : no_mat(); }
 
 /* -- Wrappers -------------------------------------------------------------------------- */
+/* Every matrix product of the model. The shapes were fixed when the model was bound to its
+ * files, so a mismatch could only be a mistake in this file. */
 static void matmul(nxt_context *cx, mat c, mat a, mat b, int trans, float beta, mat bias) {
     i64 K = trans & NXT_TRANS_A ? a.rows : a.cols;
     NXT_ASSERT(c.rows == (trans & NXT_TRANS_A ? a.cols : a.rows));
@@ -2871,12 +2910,14 @@ static void linear_bwd(nxt_context *cx, mat dx, mat dy, mat x, linear_params l) 
     if (grad(l.b).p) cx->ops->bias_bwd(cx->device, grad(l.b), dy);
 }
 
+/* Norms of both kinds: §14 says which. */
 static void norm(nxt_context *cx, mat y, mat stats, mat x, norm_params w, float eps,
                  nxt_norm_kind kind) {
     NXT_ASSERT(y.rows == x.rows && weight(w.w).cols == x.cols && stats.cols == 2);
     cx->ops->norm_fwd(cx->device, y, stats, x, weight(w.w), weight(w.b), eps, kind);
 }
 
+/* dx grows: the stream's gradient is the sum of what its readers send back. */
 static void norm_bwd(nxt_context *cx, mat dx, mat dy, mat x, mat stats, norm_params w,
                      nxt_norm_kind kind) {
     cx->ops->norm_bwd(cx->device, dx, grad(w.w), grad(w.b), dy, x, weight(w.w), stats, kind);
@@ -5365,7 +5406,7 @@ typedef struct token_row {
     u32 length, flags;
 } token_row;
 
-enum { /* token.flags */
+enum { /* token_row.flags */
     VERBATIM = 1, /* an added token, or one in letters that stand for no byte: unknown to BPE */
     SPECIAL = 2, LSTRIP = 4, RSTRIP = 8, SINGLE_WORD = 16
 };
@@ -5742,6 +5783,7 @@ static i64 split_nothing(const nxt_tokenizer *t, const u8 *p, i64 at, i64 n) {
  * rank 0 and "lo w" rank 1:   l o w l o  ->  lo w l o  ->  lo w lo  ->  low lo.
  */
 
+/* Makes room for more ids in t->out. */
 static nxt_status reserve(nxt_tokenizer *t, i64 more) {
     token_list *out = t->out;
     TRY(mem_grow(out->cx, &out->id, out->n, out->n + more, &out->capacity, sizeof *out->id));
@@ -5894,7 +5936,7 @@ static nxt_status encode_word(nxt_tokenizer *t, const u8 *p, i64 n, i64 start) {
     known_word *w = NULL;
     if (n <= WORD_BYTES) {
         memcpy(key, p, (size_t)n);
-        key[2] |= (u64)n << 56;
+        ((u8 *)key)[WORD_BYTES] = (u8)n;
         w = t->cache + (mix64(mix64(key[0] ^ key[2]) + key[1]) >> (64 - CACHE_BITS));
     }
     if (w && !memcmp(w->key, key, sizeof key)) {
@@ -5926,6 +5968,7 @@ static nxt_status encode_word(nxt_tokenizer *t, const u8 *p, i64 n, i64 start) {
  * may take the white space before or after it (lstrip, rstrip) for its own.
  */
 
+/* p[0, n) is not empty. */
 static nxt_status matcher_add(arena *a, matcher *m, const u8 *p, i64 n, i32 id) {
     trie **link = m->root + p[0], *node = NULL;
     for (i64 i = 0; i < n; i++) {
@@ -6015,16 +6058,16 @@ typedef nxt_status (*encode_fn)(nxt_tokenizer *t, const u8 *p, i64 n, i64 start)
 static nxt_status encode_around(nxt_tokenizer *t, const matcher *m, encode_fn between,
                                 const u8 *p, i64 n, i64 start) {
     added_walk w = {.p = p, .n = n};
-    for (bool found = true; found; w.done = w.end) {
-        found = next_added(t, m, &w);
-        i64 end = found ? w.begin : n;
+    for (;;) {
+        const bool found = next_added(t, m, &w);
+        const i64 end = found ? w.begin : n;
         if (w.done < end) TRY(between(t, p + w.done, end - w.done, start + w.done));
-        if (!found) break;
+        if (!found) return NXT_OK;
         TRY(reserve(t, 1));
         if (t->want_ends) t->out->end[t->out->n] = start + w.end;
         t->out->id[t->out->n++] = w.id;
+        w.done = w.end;
     }
-    return NXT_OK;
 }
 
 /* Text without added tokens. */
@@ -6508,6 +6551,7 @@ typedef struct shape {
     bool parallel, tied, attention_bias;
 } shape;
 
+/* A shape is a name, not a number, until the config gives the numbers. */
 typedef enum dim { ONE, DIM_C, DIM_3C, DIM_F, DIM_V } dim;
 typedef enum init_kind { INIT_NORMAL, INIT_ZERO, INIT_ONE } init_kind;
 
@@ -6535,6 +6579,9 @@ typedef struct family {
     const char *const *ignored; /* endings of tensors that hold no weights */
 } family;
 
+/* A key that a config does not mention has the value that Hugging Face's class gives it: old
+ * configs were written when a default went without saying. (The default sizes are those of
+ * GPT-NeoX-20B, the family's first member.) */
 static const config_key neox_keys[] = { /* defaults: Hugging Face's GPTNeoXConfig */
     {"vocab_size", offsetof(shape, V), 50432},
     {"hidden_size", offsetof(shape, C), 6144},
@@ -6548,6 +6595,13 @@ static const config_key neox_keys[] = { /* defaults: Hugging Face's GPTNeoXConfi
 
 #define NEOX "gpt_neox."
 #define NEOX_LAYER NEOX "layers.%d."
+/* The order is that of the files' own listings: embedding, layers, last norm, head. Every
+ * weight is stored (out, in), as PyTorch's Linear has it; the product reads it transposed.
+ *
+ *     query_key_value.weight, (3C, C):     head 0: q (D rows), k (D), v (D)
+ *                                          head 1: q (D rows), k (D), v (D)     ...
+ *
+ * where GPT-2 would have all of q, then all of k, then all of v. */
 static const param_row neox_rows[] = {
     {EMBED_W, NEOX "embed_in.weight", DIM_V, DIM_C, INIT_NORMAL, true, NULL},
     {NORM1_W, NEOX_LAYER "input_layernorm.weight", ONE, DIM_C, INIT_ONE, false, NULL},
@@ -6570,6 +6624,8 @@ static const param_row neox_rows[] = {
 #undef NEOX
 #undef NEOX_LAYER
 
+/* Older versions of transformers saved the causal mask and the rotary frequencies, which are
+ * computed, not learned. Pythia's own files carry them. */
 static const char *const neox_ignored[] = {".attention.bias", ".attention.masked_bias",
                                            ".rotary_emb.inv_freq", NULL};
 
@@ -6581,6 +6637,8 @@ static const family families[] = {
 enum { CONFIG_BYTES = 64 << 20 }; /* no honest config is larger */
 
 /* -- config.json ----------------------------------------------------------------------- */
+/* One number of the config, checked for sense: sizes are multiplied later, and a hostile
+ * one must not overflow there. */
 static nxt_status config_integer(nxt_context *cx, const char *where, const json *config,
                                  const config_key *k, shape *s) {
     const json *v = json_get(config, k->key);
@@ -6595,6 +6653,8 @@ static nxt_status config_integer(nxt_context *cx, const char *where, const json 
     return NXT_OK;
 }
 
+/* The names are Hugging Face's. "gelu" means the exact one, with erf, though the models were
+ * trained with the tanh form: what transformers computes is what fine-tuning must continue. */
 static nxt_status config_activation(nxt_context *cx, const char *where, const char *name,
                                     nxt_act_kind *act) {
     static const struct { const char *name; nxt_act_kind kind; } known[] = {
@@ -6634,6 +6694,7 @@ static nxt_status config_rope(nxt_context *cx, const char *where, const json *co
     return NXT_OK;
 }
 
+/* From the tree of config.json to the numbers of a shape. */
 static nxt_status config_shape(nxt_context *cx, const char *where, const json *config,
                                const family **out_family, shape *s) {
     const char *type = json_text(config, "model_type", "");
@@ -6663,6 +6724,7 @@ static nxt_status config_shape(nxt_context *cx, const char *where, const json *c
 }
 
 /* -- The model ------------------------------------------------------------------------- */
+/* The parameters of one layer under the names that §16 and §17 use. */
 typedef struct layer_params {
     norm_params norm1, norm2;
     linear_params qkv, out, up, down;
@@ -6692,12 +6754,14 @@ static i64 dim_size(const shape *s, dim d) {
     return d == ONE ? 1 : d == DIM_C ? s->C : d == DIM_3C ? 3 * s->C : d == DIM_F ? s->F : s->V;
 }
 
+/* Rows of the table that a model may do without. */
 static bool row_applies(const shape *s, const param_row *r) {
     if (r->role == HEAD_W) return !s->tied;
     if (r->role == QKV_B || r->role == OUT_B) return s->attention_bias;
     return true;
 }
 
+/* Appends the parameter of row r, layer l; its weights come later. */
 static param *add_param(nxt_model *m, const param_row *r, i64 l) {
     param *p = &m->params[m->param_count++];
     char name[160];
@@ -6831,6 +6895,7 @@ static nxt_status load_vectors(nxt_model *m) {
     return NXT_OK;
 }
 
+/* The config's tree is kept: saving writes it back with the members we do not know. */
 static nxt_status read_config(nxt_model *m, const char *path) {
     buffer text = {.cx = m->cx};
     json *config;
@@ -6854,6 +6919,8 @@ void nxt_model_destroy(nxt_model *m) {
     mem_drop(cx, m);
 }
 
+/* Config first, because it says which tensors must be there; then the files; then every
+ * parameter is bound to its tensor. Nothing is copied but the vectors. */
 static nxt_status model_read(nxt_model *m, const char *dir) {
     m->dir = arena_text(&m->arena, dir, strlen(dir));
     const char *path = path_join(&m->arena, dir, "config.json");
@@ -6877,6 +6944,12 @@ nxt_status nxt_model_load(nxt_model **out, nxt_context *cx, const char *dir) {
     return status;
 }
 
+/* -- Trainable weights -----------------------------------------------------------------
+ *
+ * Evaluation and generation use the weights in the mapped file, in its own type: a model in
+ * f16 costs no memory beyond the kernel's cache of the file. Training changes them, and a
+ * step of AdamW changes a weight by about lr = 1e-5 of its size while f16 resolves 1e-3: in
+ * f16 most updates would round to nothing. So the trained copy, the master, is f32. */
 /* One parameter's values to the device, a piece at a time: rows may be apart in the file. */
 static void upload_param(const nxt_model *m, const param *p, float *to, float *staging) {
     const i64 width = min64(p->w.cols, STAGE), rows = max64(1, STAGE / p->w.cols);
@@ -6934,6 +7007,7 @@ static nxt_status model_make_trainable(nxt_model *m) {
  * trainer reserves and what a pass uses are one function and cannot disagree. It is run
  * again for every micro-batch, on the same base, because N varies.
  */
+/* What a layer keeps for its backward pass, in the order in which forward fills it. */
 typedef struct layer_acts {
     mat n1, s1;  /* norm 1 and its statistics (N,C) (N,2) */
     mat qkv;     /* (N,3C), rotated in place */
@@ -6953,11 +7027,14 @@ typedef struct batch {
     i32 *slot;         /* NULL, or the cache rows that receive the new keys and values */
 } batch;
 
+/* Keys and values of tokens already read, so that they are computed once: §21. */
 typedef struct kv_cache {
     i64 rows;       /* capacity, in tokens, over all sequences */
     float *k, *v;   /* (L, rows, C) on the device */
 } kv_cache;
 
+/* Everything that forward and backward of one batch touch. Matrices are views into one
+ * block of memory; they are laid out anew for every batch. */
 typedef struct pass {
     nxt_model *m;
     nxt_context *cx;
@@ -6977,6 +7054,7 @@ typedef struct pass {
     mat work;            /* (N,H) */
 } pass;
 
+/* A stack of memory that only grows. base NULL: nothing is there, only `used` is counted. */
 typedef struct bump {
     char *base;
     size_t used;
@@ -7000,6 +7078,8 @@ static i64 head_chunk(const shape *s, i64 rows) {
     return max64(16, min64(rows, (64 << 20) / (4 * s->V)));
 }
 
+/* The matrices of one layer. Statistics and lse are small, but exact ones make backward
+ * agree with forward to the last bit of rounding. */
 static void plan_layer(bump *b, const shape *s, i64 N, layer_acts *a) {
     a->s1 = bump_mat(b, N, 2);
     a->n1 = bump_mat(b, N, s->C);
@@ -7113,6 +7193,7 @@ static void pass_begin(pass *p, pass_memory *pm, const batch *b, const kv_cache 
  * feed-forward network (each row by itself) have to say. Adding is done by the product
  * that computes the branch (beta 1), so the stream is copied once and never summed apart.
  */
+/* Where q, k and v are: three sets of heads inside one matrix, or in the cache. */
 typedef struct qkv_views {
     heads q, k, v;
 } qkv_views;
@@ -7139,8 +7220,11 @@ static qkv_views keys_in_cache(pass *p, i64 l, qkv_views a) {
     return (qkv_views){a.q, k, v};
 }
 
+/* q.k is a sum of D products of values of size one, so its deviation is sqrt(D); divided by
+ * that, the softmax starts out soft whatever the head size. */
 static float attention_scale(const shape *s) { return 1 / sqrtf((float)s->D); }
 
+/* Rows exchange information here and nowhere else. */
 static void attend(pass *p, i64 l, layer_acts *a) {
     const shape *s = &p->m->s;
     const nxt_backend *ops = p->cx->ops;
@@ -7153,6 +7237,9 @@ static void attend(pass *p, i64 l, layer_acts *a) {
                        p->in.first, p->in.last, attention_scale(s));
 }
 
+/* Parallel layers let both branches read x, so that they could run at once; sequential ones
+ * let the feed-forward network read what attention has added. All that differs is which
+ * matrix the second norm reads and whether the stream needs a copy of its own in between. */
 static void forward_layer(pass *p, i64 l) {
     const shape *s = &p->m->s;
     const layer_params *w = &p->m->layers[l];
@@ -7173,6 +7260,7 @@ static void forward_layer(pass *p, i64 l) {
     linear(cx, a->out, p->f, w->down, 1);       /* out = h + mlp */
 }
 
+/* Ids in, the stream behind the last layer out. */
 static void forward(pass *p) {
     const nxt_model *m = p->m;
     p->cx->ops->embed_fwd(p->cx->device, p->x0, weight(m->embed), no_mat(), p->in.ids,
@@ -7253,6 +7341,7 @@ static void backward_attention(pass *p, const layer_params *w, layer_acts *a) { 
     linear_bwd(p->cx, p->dn1, p->dqkv, a->n1, w->qkv);
 }
 
+/* dx holds dL/d(out) before and dL/d(x) afterwards. */
 static void backward_layer(pass *p, i64 l) {
     const layer_params *w = &p->m->layers[l];
     layer_acts *a = &p->layer[l];
@@ -7299,6 +7388,8 @@ typedef struct source_row { /* where an example came from, and what became of it
     int flags;
 } source_row;
 
+/* Examples lie behind each other in one array of ids; offset says where each begins. That is
+ * also how a batch will look, so that building one is copying runs of tokens. */
 struct nxt_dataset {
     nxt_context *cx;
     arena arena;
@@ -7343,6 +7434,8 @@ static nxt_status dataset_create(nxt_dataset **out, nxt_context *cx) {
     return NXT_OK;
 }
 
+/* All counts of the report are made here, so that a dataset read from files, one made of
+ * tokens and the two parts of a split are counted alike. */
 /* Appends one example and counts it. trained NULL: every token. */
 static nxt_status dataset_add(nxt_dataset *d, const i32 *ids, const u8 *trained, i64 n,
                               const source_row *from) {
@@ -7380,6 +7473,7 @@ typedef struct row_text {
     i64 prompt_bytes, completion_bytes;
 } row_text;
 
+/* The state of reading: one row at a time, in buffers that are used again. */
 typedef struct reader {
     nxt_dataset *d;
     nxt_tokenizer *tok;
@@ -7397,6 +7491,7 @@ typedef struct reader {
     i64 mask_capacity;
 } reader;
 
+/* The commonest mistake with data is a wrong column name: the error lists the right ones. */
 static nxt_status bad_row(const reader *r, const char *what, const char *column,
                           const json *row) {
     char names[512] = "";
@@ -7431,6 +7526,7 @@ static const struct { const char *prompt, *input, *completion; } known_columns[]
     {"text", NULL, "target"},         {NULL, NULL, "text"},
 };
 
+/* Decided at the first row, for all files: what the user named, or the first known pair. */
 static nxt_status choose_columns(reader *r, const json *row) {
     const nxt_data_config *c = r->config;
     char label[400];
@@ -7456,6 +7552,7 @@ static nxt_status choose_columns(reader *r, const json *row) {
     return r->d->columns ? NXT_OK : NXT_MEMORY;
 }
 
+/* The first n bytes of text against a string. */
 static bool text_is(const char *text, i64 n, const char *other) {
     return other && strlen(other) == (size_t)n && !memcmp(text, other, (size_t)n);
 }
@@ -7492,6 +7589,8 @@ static nxt_status render_template(reader *r, const json *row) {
     return out->status;
 }
 
+/* Without a template prompt and completion are joined by nothing: what separates them is the
+ * data's business. An instruction's input, when there is one, follows on its own line. */
 static nxt_status render_row(reader *r, const json *row) {
     buffer *out = &r->row.text;
     if (row->kind != JSON_OBJECT)
@@ -7512,6 +7611,7 @@ static nxt_status render_row(reader *r, const json *row) {
 }
 
 /* -- Text to tokens -------------------------------------------------------------------- */
+/* eos is appended as an id, never as text: a tokenizer may or may not read "<|endoftext|>". */
 static nxt_status add_row_token(reader *r, i32 id, bool trained) {
     token_list *t = &r->tokens;
     TRY(mem_grow(r->d->cx, &t->id, t->n, t->n + 1, &t->capacity, sizeof *t->id));
@@ -7521,6 +7621,9 @@ static nxt_status add_row_token(reader *r, i32 id, bool trained) {
     return NXT_OK;
 }
 
+/* Prompt and completion are tokenized as one text, because tokens do not respect the border:
+ * in "Answer:" + " red" the space belongs to the second word. A token that lies on the border
+ * is trained, else the completion's first byte would never be learned. */
 /* Tokens of r->row appended to r->tokens, and which of them are trained to r->mask. */
 static nxt_status tokenize_row(reader *r, bool eos) {
     token_list *t = &r->tokens;
@@ -7559,6 +7662,7 @@ static nxt_status cut_to_length(reader *r, i64 n, i64 *at, i64 *cut) {
     return NXT_OK;
 }
 
+/* The row's tokens, shortened, become an example. */
 static nxt_status finish_example(reader *r) {
     token_list *t = &r->tokens;
     i64 at, cut, n = t->n;
@@ -7586,11 +7690,14 @@ static nxt_status take_row(reader *r) {
     return finish_example(r);
 }
 
+/* max_samples limits rows read, before any of them is held out. */
 static bool want_more(const reader *r) {
     return !r->config->max_samples || r->d->info.rows < r->config->max_samples;
 }
 
 /* -- Files ----------------------------------------------------------------------------- */
+/* Plain text. For blocks a file is one text, line ends and all; else each line is a text,
+ * whether lines end in LF or CRLF. */
 static nxt_status read_text_file(reader *r, const char *p, i64 n) {
     const bool whole = r->config->block_size > 0;
     const char *end = p + n;
@@ -7615,6 +7722,7 @@ static nxt_status read_text_file(reader *r, const char *p, i64 n) {
     return NXT_OK;
 }
 
+/* An error inside names the line of the file, not of the row. */
 static nxt_status read_jsonl_line(reader *r, const char *line, i64 n) {
     json *row;
     TRY(json_parse_at(&r->arena, r->path, r->line, line, n, &row));
@@ -7622,6 +7730,7 @@ static nxt_status read_jsonl_line(reader *r, const char *line, i64 n) {
     return take_row(r);
 }
 
+/* One object a line; blank lines are passed over. */
 static nxt_status read_jsonl_file(reader *r, const char *p, i64 n) {
     const char *end = p + n;
     for (const char *line = p; line < end && want_more(r);) {
@@ -7660,6 +7769,7 @@ static nxt_status read_json_file(reader *r, const char *p, i64 n) {
     return NXT_OK;
 }
 
+/* The ending decides; a byte-order mark in front is not part of the data. */
 static nxt_status read_data_file(reader *r, const char *path) {
     file_map map;
     nxt_status status;
@@ -7691,6 +7801,7 @@ static nxt_status cut_blocks(reader *r) {
     return NXT_OK;
 }
 
+/* Several files are one dataset; with blocks they are one text, too. */
 static nxt_status read_files(reader *r, const char *const *paths, int count) {
     nxt_dataset *d = r->d;
     d->paths = arena_get(&d->arena, (size_t)(count + 1) * sizeof *d->paths);
@@ -7753,6 +7864,7 @@ nxt_status nxt_dataset_from_tokens(nxt_dataset **out, nxt_context *cx, const i32
 }
 
 /* -- Splits, views, reports ------------------------------------------------------------ */
+/* A copy of example i. */
 static nxt_status add_from(nxt_dataset *to, const nxt_dataset *d, i64 i) {
     const i64 at = d->offset[i];
     return dataset_add(to, d->ids + at, d->trained + at, d->offset[i + 1] - at,
@@ -7786,6 +7898,8 @@ static nxt_status split_into(nxt_dataset *d, i64 held, u64 seed, nxt_dataset *re
     return NXT_OK;
 }
 
+/* Which rows are held out is decided by the same keyed permutation that shuffles: a function
+ * of the seed and the number of rows alone, so that another run finds the same ones. */
 nxt_status nxt_dataset_split(nxt_dataset *d, double share, u64 seed, nxt_dataset **held_out) {
     const i64 n = d->info.examples, held = max64(1, (i64)floor((double)n * share));
     nxt_dataset *rest = NULL, *out = NULL;
@@ -7838,6 +7952,7 @@ static nxt_status write_row(const nxt_dataset *d, const source_row *s, const fil
     return out->status;
 }
 
+/* All rows of one file that the dataset holds, in the file's own order. */
 static nxt_status write_rows_of(const nxt_dataset *d, i64 file, buffer *out) {
     file_map map;
     arena a = {.cx = d->cx};
@@ -7898,6 +8013,7 @@ static void batch_add(batch *b, const i32 *ids, const u8 *trained, i64 n) {
     }
 }
 
+/* The same for an example of a dataset. */
 static void batch_add_example(batch *b, const nxt_dataset *d, i64 i) {
     const i64 at = d->offset[i];
     batch_add(b, d->ids + at, d->trained + at, d->offset[i + 1] - at);
@@ -7977,6 +8093,7 @@ static void write_config(buffer *b, const nxt_model *m, dtype type) {
     buffer_print(b, ",\n  \"torch_dtype\": \"%s\"\n}\n", torch_names[type]);
 }
 
+/* config.json into the directory being made. */
 static nxt_status save_config(save *s, const nxt_model *m, dtype type) {
     buffer b = {.cx = m->cx};
     write_config(&b, m, type);
@@ -8003,6 +8120,7 @@ static nxt_status save_companions(save *s, const char *dir) {
     return status;
 }
 
+/* What Hugging Face's generate() needs to stop; not if the base brought its own. */
 static nxt_status save_generation_config(save *s, const nxt_model *m) {
     char text[160];
     int n =
@@ -8026,11 +8144,13 @@ static void read_param(const nxt_model *m, const param *p, i64 at, i64 n, float 
     }
 }
 
+/* The writer asks for pieces; this hands them out (§11). */
 static nxt_status fetch_param(void *user, const tensor_plan *t, i64 at, i64 n, float *out) {
     read_param(user, t->source, at, n, out);
     return NXT_OK;
 }
 
+/* A parameter as the writer sees it: vectors have one dimension. */
 static tensor_plan plan_tensor(const char *name, dtype type, const mat *w, void *source) {
     tensor_plan t = {.name = name, .type = type, .rank = w->rows == 1 ? 1 : 2,
                      .count = w->rows * w->cols, .source = source};
@@ -8039,6 +8159,7 @@ static tensor_plan plan_tensor(const char *name, dtype type, const mat *w, void 
     return t;
 }
 
+/* In the order of the parameter list, which decides what goes into which shard. */
 static nxt_status save_weights(save *s, const nxt_model *m, dtype type, i64 shard_bytes) {
     tensor_plan *plans;
     TRY(mem_get(m->cx, &plans, m->param_count, sizeof *plans));
@@ -8051,6 +8172,7 @@ static nxt_status save_weights(save *s, const nxt_model *m, dtype type, i64 shar
     return status;
 }
 
+/* Everything that makes a model directory. Also the first half of a checkpoint. */
 static nxt_status save_model_files(save *s, const nxt_model *m, const nxt_save_config *c) {
     dtype type = m->stored;
     TRY(parse_dtype(m->cx, c->dtype, &type));
@@ -8095,6 +8217,7 @@ static nxt_status fetch_init(void *user, const tensor_plan *t, i64 at, i64 n, fl
     return NXT_OK;
 }
 
+/* The directory of a new model: as save_model_files, with drawn weights. */
 static nxt_status init_files(save *s, nxt_model *m, const char *tokenizer, dtype type,
                              u64 seed) {
     init_source source = {m, seed};
@@ -8167,6 +8290,7 @@ void nxt_param_describe(const nxt_model *m, i64 i, nxt_param_info *info) {
                              .trainable = p->grad.p != NULL};
 }
 
+/* Elements [at, at + n) of parameter i exist. */
 static nxt_status check_range(const nxt_model *m, i64 i, i64 at, i64 n) {
     if (i >= 0 && i < m->param_count && at >= 0 && n >= 0
         && at + n <= m->params[i].w.rows * m->params[i].w.cols)
@@ -8189,6 +8313,7 @@ nxt_status nxt_grad_read(const nxt_model *m, i64 i, i64 at, i64 n, float *out) {
     return NXT_OK;
 }
 
+/* The sum of what §14 and §15 will ask for, from the same functions. */
 void nxt_model_memory(const nxt_model *m, i64 rows, int train, nxt_memory_plan *plan) {
     nxt_model_info info;
     i64 vectors = 0;
@@ -8285,6 +8410,7 @@ void nxt_trainer_destroy(nxt_trainer *t) {
     mem_drop(cx, t);
 }
 
+/* Refuses what can only be a mistake, before anything is allocated. */
 static nxt_status check_train_config(nxt_context *cx, const nxt_train_config *c) {
     const struct { const char *name; bool bad; } rules[] = {
         {"learning rate must be at least 0", !(c->learning_rate >= 0)},
@@ -8306,6 +8432,7 @@ static i64 batch_rows(const nxt_dataset *d, i64 batch_size) {
     return min64(batch_size, d->info.examples) * d->info.longest;
 }
 
+/* Each parameter's share of the two long arrays. */
 static void give_moments(nxt_trainer *t) {
     float *m = t->moments, *v = t->moments + t->m->elements;
     for (i64 i = 0; i < t->m->param_count; i++) {
@@ -8316,6 +8443,8 @@ static void give_moments(nxt_trainer *t) {
     }
 }
 
+/* All memory of a run is taken here, sized for the largest micro-batch that can occur, so
+ * that a run which starts does not run out later (I4). */
 static nxt_status trainer_prepare(nxt_trainer *t) {
     nxt_context *cx = t->cx;
     const i64 rows = batch_rows(t->data, t->c.batch_size), elements = t->m->elements;
@@ -8376,6 +8505,7 @@ static void micro_batch(nxt_trainer *t, i64 epoch, i64 at, i64 end, step_sums *s
     sums->trained += (double)p.trained;
 }
 
+/* Gradients are one array: one sweep clears them. */
 static nxt_status grad_zero(nxt_model *m) {
     const nxt_backend *ops = m->cx->ops;
     if (m->grads) ops->fill(m->cx->device, matrix(m->grads, 1, m->elements), 0);
@@ -8391,6 +8521,8 @@ static double gradient_squares(const nxt_model *m) {
     return sum;
 }
 
+/* The hook for hosts that train in several processes: each has seen its own examples, and
+ * the sums over all of them make the step they take together. */
 static void reduce_over_workers(nxt_trainer *t, step_sums *sums) {
     enum { PIECE = 1 << 22 };
     double counts[3] = {sums->loss, sums->trained, sums->tokens};
@@ -8419,6 +8551,7 @@ static void update(nxt_trainer *t, double lr, double scale) {
     }
 }
 
+/* A clock that never jumps. */
 static double seconds_now(void) {
     struct timespec t;
     clock_gettime(CLOCK_MONOTONIC, &t);
@@ -8438,6 +8571,10 @@ static nxt_status accumulate(nxt_trainer *t, step_sums *sums) {
     return t->cx->ops->sync(t->cx->device);
 }
 
+/* A training step, start to end. The norm is that of the mean gradient, before clipping:
+ * clipping scales a gradient that is too long and leaves its direction, so that one strange
+ * batch cannot throw the weights far. A gradient that is not finite would poison weights and
+ * moments for good, so such a step is refused, or left out and counted. */
 nxt_status nxt_trainer_step(nxt_trainer *t, nxt_step_info *info) {
     const double start = seconds_now();
     step_sums sums = {0};
@@ -8469,6 +8606,9 @@ nxt_status nxt_trainer_step(nxt_trainer *t, nxt_step_info *info) {
 }
 
 /* -- One pass for hosts; evaluation ---------------------------------------------------- */
+/* Evaluation is the forward half of a step. Its loss is the mean over all trained tokens of
+ * the data, so it does not depend on how they are cut into batches (a mean of the batches'
+ * means, which is what transformers reports, does). */
 typedef struct pass_result {
     double loss;
     i64 trained;
@@ -8520,6 +8660,7 @@ nxt_status nxt_backward(nxt_model *m, const nxt_dataset *d, i64 at, i64 n, doubl
 
 nxt_status nxt_grad_zero(nxt_model *m) { return grad_zero(m); }
 
+/* Batches only bound the memory: the sum runs over all tokens in order. */
 nxt_status nxt_evaluate(nxt_model *m, const nxt_dataset *d, i64 batch_size,
                         nxt_eval_info *info) {
     const double start = seconds_now();
@@ -8568,6 +8709,8 @@ static nxt_status perplexity_of(pass_memory *pm, batch *b, const nxt_dataset *d,
     return check_cancel(pm->m->cx);
 }
 
+/* exp(mean loss) per text. Their plain mean, which `evaluate` reports, weighs a short text
+ * as much as a long one; it is not the exponential of the mean loss. */
 nxt_status nxt_perplexities(nxt_model *m, const nxt_dataset *d, i64 batch_size, i32 bos,
                             double *perplexity) {
     pass_memory pm;
@@ -8645,6 +8788,8 @@ void nxt_session_destroy(nxt_session *s) {
     mem_drop(cx, s);
 }
 
+/* The cache is laid out as L slabs of keys, then L slabs of values; within a slab sequence i
+ * owns rows [i capacity, (i + 1) capacity). Pages that no token has reached cost nothing. */
 static nxt_status session_prepare(nxt_session *s) {
     const i64 rows = max64(s->sequences, min64(FEED_ROWS, s->capacity));
     const i64 cached = s->m->s.L * s->cache.rows * s->m->s.C;
@@ -8672,6 +8817,7 @@ nxt_status nxt_session_create(nxt_session **out, nxt_model *m, int sequences, i6
     return status;
 }
 
+/* All feeds are checked before the first one changes anything. */
 static nxt_status check_feeds(const nxt_session *s, const nxt_feed *feeds, int count) {
     for (int f = 0; f < count; f++) {
         const nxt_feed *x = &feeds[f];
@@ -8712,6 +8858,9 @@ static i64 take_feed(nxt_session *s, const nxt_feed *x, i64 done, bool logits) {
     return take;
 }
 
+/* Long prompts go in pieces of the batch's size; short ones, and next tokens, share one. As
+ * feeds are taken in order, those that end in a pass are neighbours, and their logits are
+ * neighbouring rows of the result. */
 nxt_status nxt_session_feed(nxt_session *s, const nxt_feed *feeds, int count, float *logits) {
     i64 done = 0; /* tokens of feed f that were taken already */
     TRY(check_feeds(s, feeds, count));
@@ -8763,6 +8912,7 @@ static bool ranks_before(const float *z, i32 a, i32 b) {
     return z[a] > z[b] || (z[a] == z[b] && a < b);
 }
 
+/* Moves the id at place i down to where both of its children rank after it. */
 static void sift_down(const float *z, i32 *heap, i64 n, i64 i) {
     for (i64 child; (child = 2 * i + 1) < n; i = child) {
         if (child + 1 < n && ranks_before(z, heap[child + 1], heap[child])) child++;
@@ -8801,6 +8951,7 @@ static i32 draw_best(const float *z, i64 V, const nxt_sample_config *c, double l
     return heap[V - taken];
 }
 
+/* Draws from the whole of softmax(z): the first token at which the running sum passes u. */
 static i32 draw_any(const float *z, i64 V, double largest, double total, double u) {
     double at = 0;
     i64 last = 0;
@@ -8821,6 +8972,7 @@ static nxt_status check_sample_config(nxt_context *cx, const nxt_sample_config *
                 "repetition penalty > 0 are wanted");
 }
 
+/* Greedy is the limit of temperature 0, and the only choice without a random number. */
 nxt_status nxt_sample(nxt_context *cx, float *z, i64 V, const nxt_sample_config *c, u64 stream,
                       const i32 *seen, i64 n, i32 *chosen) {
     i32 *heap; /* also the marks of the penalty: V / 8 bytes of it */
@@ -8847,6 +8999,7 @@ nxt_status nxt_sample(nxt_context *cx, float *z, i64 V, const nxt_sample_config 
 }
 
 /* -- Text out, and its score ----------------------------------------------------------- */
+/* A token may end inside a character; a terminal must not be given half of one. */
 size_t nxt_utf8_whole(const char *text, size_t n) {
     size_t back = 0; /* the last character may lack continuation bytes: at most three */
     while (back < 3 && back < n && ((u8)text[n - 1 - back] & 0xc0) == 0x80) back++;
@@ -8882,6 +9035,7 @@ static void squad_normalise(buffer *b, const char *text) {
     buffer_add(b, "", 1);
 }
 
+/* Both texts, normalised, in one buffer behind each other. */
 nxt_status nxt_score_exact_match(nxt_context *cx, const char *prediction, const char *reference,
                                  double *score) {
     buffer b = {.cx = cx};
@@ -8906,6 +9060,7 @@ nxt_status nxt_score_exact_match(nxt_context *cx, const char *prediction, const 
 /* -- The optimizer's state ------------------------------------------------------------- */
 static const char *const state_prefix[] = {"master.", "exp_avg.", "exp_avg_sq."};
 
+/* The array that a prefix stands for. */
 static float *state_part(const param *p, int part) {
     return part == 0 ? p->w.p : part == 1 ? p->m : p->v;
 }
@@ -8915,6 +9070,7 @@ typedef struct state_source {
     int part;
 } state_source;
 
+/* Masters and moments are on the device; they leave it a piece at a time. */
 static nxt_status fetch_state(void *user, const tensor_plan *t, i64 at, i64 n, float *out) {
     const nxt_trainer *tr = user;
     const state_source *s = t->source;
@@ -8923,6 +9079,7 @@ static nxt_status fetch_state(void *user, const tensor_plan *t, i64 at, i64 n, f
     return NXT_OK;
 }
 
+/* Three tensors for each trained parameter, and the step they belong to. */
 static nxt_status save_optimizer(save *s, nxt_trainer *t) {
     arena a = {.cx = t->cx};
     i64 n = 0;
@@ -9010,6 +9167,7 @@ typedef struct run_state { /* of a run; zeros for a bare trainer */
     buffer history; /* rows of metrics.jsonl, joined by commas */
 } run_state;
 
+/* Numbers are written with 17 digits, which is what a double needs to come back the same. */
 static void write_trainer_state(buffer *b, const nxt_trainer *t, const run_state *r) {
     char best[64] = "null";
     if (r->best_step) snprintf(best, sizeof best, "%.17g", r->best);
@@ -9045,12 +9203,15 @@ static void write_trainer_state(buffer *b, const nxt_trainer *t, const run_state
         r->total_loss, r->total_trained, r->total_seconds);
 }
 
+/* Item i of an array of numbers; 0 beyond its end. */
 static double json_item(const json *array, i64 i) {
     const json *v = array ? array->first : NULL;
     while (v && i-- > 0) v = v->next;
     return v ? v->number : 0;
 }
 
+/* Refuses to go on from a checkpoint of another run: with other data or another schedule the
+ * result would be neither the old run nor a new one, and nobody would notice. */
 static nxt_status read_trainer_state(nxt_trainer *t, const char *path, const json *state,
                                      run_state *r) {
     const json *ours = json_get(state, "neoxtune"), *window = json_get(ours, "window");
@@ -9079,6 +9240,7 @@ static nxt_status read_trainer_state(nxt_trainer *t, const char *path, const jso
     return r->history.status;
 }
 
+/* Model, optimizer, state. */
 static nxt_status checkpoint_files(save *s, nxt_trainer *t, const run_state *r,
                                    const char *dtype_wanted) {
     nxt_save_config c = nxt_save_config_default();
@@ -9093,6 +9255,7 @@ static nxt_status checkpoint_files(save *s, nxt_trainer *t, const run_state *r,
     return status;
 }
 
+/* As one directory that appears at once (§11). */
 static nxt_status checkpoint_save(nxt_trainer *t, const run_state *r, const char *dir,
                                   const char *dtype_wanted) {
     save s;
@@ -9103,6 +9266,7 @@ static nxt_status checkpoint_save(nxt_trainer *t, const run_state *r, const char
     return status;
 }
 
+/* State first: it says whether the rest is worth reading. */
 static nxt_status checkpoint_load(nxt_trainer *t, run_state *r, const char *dir) {
     arena a = {.cx = t->cx};
     buffer text = {.cx = t->cx};
@@ -9131,6 +9295,7 @@ nxt_status nxt_trainer_resume(nxt_trainer *t, const char *dir) {
 }
 
 /* -- Runs ------------------------------------------------------------------------------ */
+/* What a run adds to its trainer: the log, the checkpoints, the best evaluation so far. */
 struct nxt_run {
     nxt_context *cx;
     nxt_trainer *t;
@@ -9176,6 +9341,7 @@ static nxt_status metrics_row(nxt_run *r, const metric *m, i64 count) {
     return status;
 }
 
+/* The mean since the last row, over tokens: rows can be averaged with num_tokens. */
 static nxt_status log_step(nxt_run *r, nxt_run_info *info) {
     run_state *s = &r->state;
     const nxt_step_info *i = &info->step;
@@ -9208,6 +9374,7 @@ static nxt_status evaluate_run(nxt_run *r, nxt_run_info *info) {
     return metrics_row(r, row, COUNT(row));
 }
 
+/* After a step: is it time? An epoch's last step ends it, and so does the run's last. */
 static bool is_due(const nxt_run *r, nxt_when when, i64 every) {
     const i64 step = r->t->step;
     if (when == NXT_STEPS) return every > 0 && step % every == 0;
@@ -9271,6 +9438,7 @@ nxt_status nxt_run_checkpoint(nxt_run *r, nxt_run_info *info) {
     return r->c.save_total_limit > 0 ? rotate(r, r->c.save_total_limit) : NXT_OK;
 }
 
+/* In this order: a checkpoint then contains the rows and the evaluation of its own step. */
 nxt_status nxt_run_step(nxt_run *r, nxt_run_info *info) {
     run_state *s = &r->state;
     *info = (nxt_run_info){0};
@@ -9345,6 +9513,7 @@ static nxt_status rewrite_metrics(nxt_run *r) {
     return status;
 }
 
+/* Directory, resumed state, log file. */
 static nxt_status run_open(nxt_run *r, const char *resume) {
     TRY(make_directories(r->cx, r->c.output_dir));
     r->metrics_path = path_join(&r->arena, r->c.output_dir, "metrics.jsonl");
@@ -9383,6 +9552,7 @@ nxt_status nxt_run_create(nxt_run **out, nxt_trainer *t, const nxt_run_config *c
     return status;
 }
 
+/* The highest number: a checkpoint that has its name is complete. */
 nxt_status nxt_run_last_checkpoint(nxt_context *cx, const char *output_dir, char *path,
                                    size_t capacity) {
     i64 *steps, count;
@@ -9408,6 +9578,7 @@ typedef enum command {
     TRAIN = 1, EVAL = 2, GENERATE = 4, TOKENIZE = 8, INFO = 16, INIT = 32
 } command;
 
+/* Everything a command line can say. The library's configs are filled in place. */
 typedef struct options {
     const char *model, *tokenizer, *output_dir, *eval_data, *prompt, *prompts, *config, *output;
     const char *data[64], *stop[16], *file;
@@ -9572,6 +9743,7 @@ static int usage_error(const char *format, ...) {
     return 2;
 }
 
+/* The library's sentence, and the exit status for it: 1, or 130 when interrupted. */
 static int report(const nxt_context *cx, nxt_status status) {
     if (status == NXT_OK) return 0;
     fprintf(stderr, "neoxtune: %s\n", nxt_error_message(cx));
@@ -9619,6 +9791,7 @@ static bool same_name(const char *a, const char *b) { /* - and _ are one charact
     return true;
 }
 
+/* By name or alias, among those of the command. */
 static const option *find_option(const char *name, int commands) {
     for (int64_t i = 0; i < COUNT(option_aliases); i++)
         if (same_name(name, option_aliases[i].alias)) name = option_aliases[i].name;
@@ -9649,6 +9822,7 @@ static int distance(const char *a, const char *b) {
     return row[n];
 }
 
+/* Most unknown options are typing mistakes. */
 static int unknown_option(const char *name, int commands) {
     const char *nearest = NULL;
     int best = 6;
@@ -9693,6 +9867,7 @@ static int set_option(options *o, const option *p, const char *value) {
     return 0;
 }
 
+/* Reading options from a file goes through the same table. */
 typedef struct config_reader {
     options *o;
     int command;
@@ -9743,6 +9918,7 @@ static int parse_options(options *o, nxt_context *cx, int commands, int argc, ch
     return 0;
 }
 
+/* The library's defaults; what they leave open is decided when the model is known. */
 static options default_options(void) {
     options o = {.d = nxt_data_config_default(), .t = nxt_train_config_default(),
                  .r = nxt_run_config_default(), .s = nxt_sample_config_default(),
@@ -9879,6 +10055,7 @@ static bool find_in_cache(const char *name, char *out, size_t n) {
     return find_snapshot(folder, out, n);
 }
 
+/* A directory, a cache folder or a hub name becomes a directory; else how to get one. */
 static int find_model(const char *name, char *out, size_t n) {
     if (!name) return usage_error("--model is missing");
     snprintf(out, n, "%s", name);
@@ -9915,6 +10092,7 @@ typedef struct app {
     nxt_model_info info;
 } app;
 
+/* In the reverse order of making; whatever was not made is NULL. */
 static void close_app(app *a) {
     signal_context = NULL;
     nxt_session_destroy(a->session);
@@ -9983,6 +10161,7 @@ static int read_template(app *a) {
     return report(a->cx, status);
 }
 
+/* Model, tokenizer and the options that depend on them. */
 static int open_model(app *a, int commands) {
     int status = find_model(a->o.model, a->dir, sizeof a->dir);
     if (status || (status = read_record(a, commands)) || (status = read_template(a))
@@ -10037,6 +10216,7 @@ static double available_memory(void) {
     return limit > 0 && (free_bytes <= 0 || room < free_bytes) ? room : free_bytes;
 }
 
+/* What the model will see, before an hour is spent on it: most failed runs are failed data. */
 static void print_data_report(const char *label, const nxt_dataset *data) {
     nxt_dataset_info i;
     nxt_dataset_describe(data, &i);
@@ -10063,6 +10243,7 @@ static void print_data_report(const char *label, const nxt_dataset *data) {
                 label, i.dropped_tokens);
 }
 
+/* Training data, and what is held out of it or given beside it. */
 static int load_datasets(app *a) {
     options *o = &a->o;
     nxt_data_config c = o->d;
@@ -10111,6 +10292,7 @@ static int check_memory(app *a) {
     return 1;
 }
 
+/* Anything in it counts: an earlier run is never mixed with a new one. */
 static bool directory_in_use(const char *dir) {
     DIR *d = opendir(dir);
     bool used = false;
@@ -10190,6 +10372,7 @@ static void show_step(const nxt_run_info *i, bool terminal, double started, doub
             (int)left % 60, terminal && !last ? "" : "\n");
 }
 
+/* Evaluations and checkpoints get lines of their own. */
 static void show_events(const nxt_run_info *i, bool terminal) {
     if (i->evaluated)
         fprintf(stderr, "%seval at step %" PRId64 ": loss %.4f, perplexity %.3f (%.1f s)\n",
@@ -10240,6 +10423,7 @@ static int check_saved(app *a) {
     return report(a->cx, status);
 }
 
+/* "last" stands for the newest checkpoint of the output directory. */
 static int find_resume(app *a, char *path, size_t n) {
     path[0] = 0;
     if (!a->o.resume) return 0;
@@ -10252,6 +10436,7 @@ static int find_resume(app *a, char *path, size_t n) {
     return 1;
 }
 
+/* Held-out rows as they were read, so that other models can be compared on them. */
 static int write_split(app *a, const nxt_dataset *d, const char *name) {
     char path[4200];
     nxt_dataset_info i;
@@ -10262,6 +10447,7 @@ static int write_split(app *a, const nxt_dataset *d, const char *name) {
     return report(a->cx, nxt_dataset_write_rows(d, path));
 }
 
+/* Trainer and run, at the beginning or where a checkpoint left off. */
 static int start_run(app *a) {
     char resume[4200], *record = NULL;
     int status = find_resume(a, resume, sizeof resume);
@@ -10350,6 +10536,8 @@ static void stream_text(app *a, completion *c) {
     c->printed = whole;
 }
 
+/* One pass for all sequences that go on: their prompts first, then their last token. Returns
+ * how many, with which[k] the sequence of logits row k; or -1 - status. */
 static int feed_pending(app *a, completion *c, int count, bool prompts, float *logits,
                         int *which) {
     nxt_feed *feeds = malloc((size_t)count * sizeof *feeds);
@@ -10425,6 +10613,7 @@ static void print_completion_json(app *a, const char *prompt, size_t n, const co
     fflush(stdout);
 }
 
+/* Room for the whole context, unless --max-length says less. */
 static int open_session(app *a, int sequences, int64_t *capacity) {
     *capacity = a->o.max_length > 0 && a->o.max_length < a->info.positions ? a->o.max_length
                                                                             : a->info.positions;
@@ -10452,6 +10641,7 @@ static int generate_ids(app *a, const char *prompt, size_t bytes, const int32_t 
     return status;
 }
 
+/* A prompt given as text. */
 static int generate_text(app *a, const char *prompt, int64_t capacity) {
     size_t n = strlen(prompt), count;
     int32_t *ids = malloc((3 * n + 1) * sizeof *ids); /* NFC can lengthen a text threefold */
@@ -10478,6 +10668,7 @@ static int decode_text(app *a, const int32_t *ids, int64_t n, char **text, size_
     return report(a->cx, nxt_decode(a->tok, ids, (size_t)n, *text, *bytes, bytes));
 }
 
+/* The prompts of a file: lines, or the prompt parts of rows. */
 static int generate_file(app *a, int64_t capacity) {
     nxt_dataset_info info;
     nxt_data_config c = a->o.d;
@@ -10603,6 +10794,7 @@ static int text_perplexities(app *a, eval_numbers *r) {
     return 0;
 }
 
+/* As lines for people, or as the one JSON object that --json promises. */
 static void print_eval(app *a, const eval_numbers *r) {
     if (!a->o.json) {
         printf("loss %.5f   perplexity %.4f   over %" PRId64 " tokens of %" PRId64
@@ -10647,6 +10839,7 @@ static int run_eval(app *a) {
 }
 
 /* -- tokenize, info, init -------------------------------------------------------------- */
+/* A file, or standard input, whole. */
 static int read_all(const char *path, char **out, size_t *n) {
     FILE *f = path && strcmp(path, "-") ? fopen(path, "rb") : stdin;
     size_t capacity = 1 << 16, got;
@@ -10670,6 +10863,7 @@ static int read_all(const char *path, char **out, size_t *n) {
     return bad;
 }
 
+/* Ids separated by spaces, or just their number. */
 static int print_ids(app *a, const char *text, size_t n) {
     size_t count;
     int32_t *ids = malloc((3 * n + 1) * sizeof *ids);
@@ -10684,6 +10878,7 @@ static int print_ids(app *a, const char *text, size_t n) {
     return 0;
 }
 
+/* Ids back to bytes, exactly: no newline is added. */
 static int print_decoded(app *a, const char *text) {
     int32_t *ids = malloc((strlen(text) / 2 + 1) * sizeof *ids);
     size_t n = 0, bytes;
@@ -10747,6 +10942,7 @@ static void count_flops(const app *a, double rows, double length, double *hf, do
     *real = rows * (6 * matrices + 6 * L * C * length);
 }
 
+/* The architecture as PyTorch users expect to see it: modules and their shapes. */
 static void print_tree(const app *a) {
     const nxt_model_info *i = &a->info;
     char parameters[32], mapped[32];

@@ -217,6 +217,9 @@ static void say_case(const char *format, ...) {
     va_end(args);
 }
 
+/* Rounds in which the shapes are large enough to be cut into tasks. */
+static bool large_round(int round) { return round % 4 == 3; }
+
 static bool is_reference(const nxt_context *cx) { return !strcmp(cx->cpu, "reference"); }
 
 static i32 *random_ids(i64 n, i64 below) {
@@ -262,7 +265,8 @@ static void test_numbers(void) {
 
 /* -- Embedding ------------------------------------------------------------------------------- */
 static void check_embed(nxt_context *cx, int round) {
-    const i64 N = between(1, 40), C = between(1, 70), V = between(1, 30), T = between(1, 20);
+    const i64 more = large_round(round) ? 8 : 1, N = between(1, 40 * more), C = between(1, 70 * more);
+    const i64 V = between(1, 30), T = between(1, 20);
     const bool positions = between(0, 1);
     const mat wte = input_of(V, C, (dtype)(round % 3)), y = output(N, C), dy = input(N, C);
     const mat wpe = positions ? input(T, C) : no_mat();
@@ -431,7 +435,8 @@ static head_views views_in(mat m, int layout, i64 H, i64 G, i64 D) {
 
 static void check_rope(nxt_context *cx, int round) {
     static const int sizes[] = {2, 4, 8, 27, 33, 64, 80};
-    const i64 N = between(1, 30), H = between(1, 5), D = one_of(sizes, (int)COUNT(sizes));
+    const i64 N = between(1, large_round(round) ? 200 : 30), H = between(1, 5);
+    const i64 D = one_of(sizes, (int)COUNT(sizes));
     const int pairs = (int)(round % 3 == 0 ? D / 2 : between(0, D / 2));
     mat m = sum_into(N, 3 * H * D);
     head_views x = views_in(m, 0, H, H, D);
@@ -562,7 +567,8 @@ static void test_op_attention(void) { at_every_level(check_attention, 24); }
 
 /* As a session asks: few query rows, keys in slabs of a cache, in any order. */
 static void check_attention_cache(nxt_context *cx, int round) {
-    const i64 N = between(1, 9), slabs = between(1, 4), slab = between(5, 90);
+    const i64 N = between(1, 9), slabs = between(1, 4);
+    const i64 slab = between(5, large_round(round) ? 400 : 90);
     const i64 H = between(1, 4), D = round % 2 ? 27 : 8, M = slabs * slab;
     mat q = input(N, 3 * H * D), k = input(M, H * D), v = input(M, H * D), y = output(N, H * D);
     mat lse = output(N, H);
@@ -597,7 +603,7 @@ static double act_formula(double x, nxt_act_kind kind) {
 
 static void check_act(nxt_context *cx, int round) {
     const nxt_act_kind kind = (nxt_act_kind)(round % 5);
-    const i64 N = between(1, 12), C = between(1, 200);
+    const i64 N = between(1, 12), C = between(1, large_round(round) ? 5000 : 200);
     const bool in_place = between(0, 1);
     mat x = input(N, C), dy = input(N, C), y = output(N, C), dx = output(N, C);
     double *want = zeros(N * C), *slope = zeros(N * C);
@@ -637,7 +643,8 @@ static void test_op_act(void) { at_every_level(check_act, 25); }
 
 /* -- Rows: sums, copies, types ------------------------------------------------------------------------------ */
 static void check_rows(nxt_context *cx, int round) {
-    const i64 N = between(1, 30), M = between(1, 30), C = between(1, 150);
+    const i64 more = large_round(round) ? 5 : 1;
+    const i64 N = between(1, 30 * more), M = between(1, 30 * more), C = between(1, 150 * more);
     const bool three = between(0, 1);
     mat a = input(N, C), b = input(N, C), c = three ? input(N, C) : no_mat(), y = output(N, C);
     mat inout = sum_into(N, C), gathered = output(M, C), filled = output(N, C);
@@ -683,7 +690,8 @@ static void check_rows(nxt_context *cx, int round) {
 static void test_op_rows(void) { at_every_level(check_rows, 12); }
 
 static void check_store(nxt_context *cx, int round) {
-    const i64 N = between(1, 9), M = N + between(0, 30), H = between(1, 4), D = round % 2 ? 27 : 8;
+    const i64 N = between(1, large_round(round) ? 300 : 9), M = N + between(0, 30);
+    const i64 H = between(1, 4), D = round % 2 ? 27 : 8;
     mat qkv = input(N, 3 * H * D), cache = sum_into(M, H * D);
     head_views x = views_in(qkv, 0, H, H, D);
     heads y = heads_in(cache, 0, D, (int)H, (int)D);
@@ -703,7 +711,7 @@ static void check_store(nxt_context *cx, int round) {
 static void test_op_store(void) { at_every_level(check_store, 8); }
 
 static void check_convert(nxt_context *cx, int round) {
-    const i64 N = between(1, 12), C = between(1, 120);
+    const i64 N = between(1, 12), C = between(1, large_round(round) ? 6000 : 120);
     const dtype from = (dtype)(round % 3), to = (dtype)(round / 3 % 3);
     mat x = input_of(N, C, from), y = new_sheet(N, C, to, true, false);
     static const float odd[] = {0, -0.0f, 65504, 65519, 65520, 1e-7f, -3e38f, INFINITY, 6e-8f};
@@ -746,7 +754,7 @@ static double xent_formula(const void *problem) {
 }
 
 static void check_xent(nxt_context *cx, int round) {
-    const i64 N = between(1, 12), V = round % 4 == 3 ? 1031 : between(2, 90);
+    const i64 N = between(1, 12), V = large_round(round) ? 4099 : between(2, 90);
     mat z = sum_into(N, V), loss = output(1, N), again = output(1, N);
     i32 *label = random_ids(N, V);
     for (i64 i = 0; i < N * V; i++)
@@ -777,7 +785,7 @@ static void test_op_xent(void) { at_every_level(check_xent, 16); }
 
 /* -- The optimizer ---------------------------------------------------------------------------------------------- */
 static void check_adamw(nxt_context *cx, int round) {
-    const i64 n = round % 3 == 2 ? 5000 + between(0, 99) : between(1, 70);
+    const i64 n = round % 3 == 2 ? 40000 + between(0, 99) : between(1, 70);
     mat w = sum_into(1, n), g = input(1, n), m = sum_into(1, n), v = sum_into(1, n);
     double *W = dense(w), *M = zeros(n), *S = zeros(n);
     const double b1 = 0.9f, b2 = 0.999f, lr = 0.01f, eps = 1e-8f, scale = 0.3f;
