@@ -221,14 +221,19 @@ const char *nxt_status_name(nxt_status status) {
     return (unsigned)status < COUNT(names) ? names[status] : "unknown";
 }
 
+/* Names in files come from strangers and may hold terminal escapes. */
+static void clean_text(char *text) {
+    for (char *p = text; *p; p++)
+        if ((u8)*p < 32 || *p == 127) *p = '?';
+}
+
 PRINTF_LIKE(2, 3)
 static void set_message(nxt_context *cx, const char *format, ...) {
     va_list args;
     va_start(args, format);
     vsnprintf(cx->message, sizeof cx->message, format, args);
     va_end(args);
-    for (char *p = cx->message; *p; p++) /* names in files may hold terminal escapes */
-        if ((u8)*p < 32 || *p == 127) *p = '?';
+    clean_text(cx->message);
 }
 
 /* Writes the sentence and is the status, so that a check reads
@@ -252,6 +257,7 @@ static void say(nxt_context *cx, nxt_log_level level, const char *format, ...) {
     va_start(args, format);
     vsnprintf(line, sizeof line, format, args);
     va_end(args);
+    clean_text(line);
     cx->config.log(cx->config.user, level, line);
 }
 
@@ -998,10 +1004,10 @@ static void ref_attention_bwd(void *s, heads dq, heads dk, heads dv, heads dy, h
  * gelu       x P(X <= x), X normal: x (1 + erf(x/sqrt 2)) / 2 [Hendrycks16]. Its slope is
  *            P(X <= x) + x exp(-x^2/2) / sqrt(2 pi).
  * gelu_new   the tanh approximation: x (1 + tanh(u)) / 2, u = sqrt(2/pi) (x + 0.044715 x^3).
- * gelu_fast  the same with the two constants rounded as Hugging Face writes them.
+ * gelu_fast  the same, its constants written with fewer digits: equal as floats.
  * silu       x / (1 + exp(-x)).                                                           */
 static float act(float x, nxt_act_kind kind) {
-    const float k = kind == NXT_GELU_FAST ? 0.7978845608f : 0.7978845608028654f;
+    const float k = 0.7978845608028654f;
     switch (kind) {
     case NXT_GELU: return 0.5f * x * (1 + erff(x * 0.70710678118654752f));
     case NXT_GELU_TANH:
@@ -1238,11 +1244,40 @@ DEFINE_LOAD(load_v16, v16, w16, h16)
 #define SHUFFLE(a, b, i, j, k, l) __builtin_shuffle(a, b, (i4){i, j, k, l})
 #endif
 
-/* out[k][lane] = x[lane][k], four by four: rows in, columns out. */
+/* Four floats in the upper halves of the words, rounded to bf16: nearest, ties to even. */
+ALWAYS_INLINE w4 round_to_bf16(v4 x) {
+    const w4 u = (w4)x, nan = (w4)((u & 0x7fffffff) > 0x7f800000);
+    return ((u + 0x7fff + (u >> 16 & 1)) & ~nan) | ((u | 0x400000) & nan);
+}
+
+/* Word `word` along k: a float, or two bf16 of neighbouring k, the first in the lower half.
+ * Beyond nk there are zeros. */
+ALWAYS_INLINE float load_word(const char *p, dtype type, i64 word, i64 nk, bool pairs) {
+    float x[2] = {0};
+    if (!pairs) load_floats(x, p, type, word, 1);
+    else load_floats(x, p, type, 2 * word, min64(2, nk - 2 * word));
+    if (!pairs) return x[0];
+    return bits_float(f32_to_bf16(x[0]) | (u32)f32_to_bf16(x[1]) << 16);
+}
+
+/* Four words side by side along k */
+ALWAYS_INLINE void load_words(v4 *x, const char *p, dtype type, bool pairs) {
+    v4 a, b;
+    if (pairs && type == BF16) *x = *(const v4 *)p;
+    else if (pairs) {
+        load_v4(&a, p, type);
+        load_v4(&b, p + 4 * dtype_size(type), type);
+        a = (v4)round_to_bf16(a), b = (v4)round_to_bf16(b);
+        const w4 even = (w4)SHUFFLE(a, b, 0, 2, 4, 6), odd = (w4)SHUFFLE(a, b, 1, 3, 5, 7);
+        *x = (v4)(even >> 16 | (odd & 0xffff0000));
+    } else load_v4(x, p, type);
+}
+
+/* out[word][lane] = x[lane][word], four by four: rows in, columns out. */
 ALWAYS_INLINE void transpose4(float *out, i64 out_step, const char *p, i64 lane_bytes,
-                              dtype type) {
+                              dtype type, bool pairs) {
     v4 x[4];
-    for (int i = 0; i < 4; i++) load_v4(&x[i], p + i * lane_bytes, type);
+    for (int i = 0; i < 4; i++) load_words(&x[i], p + i * lane_bytes, type, pairs);
     v4 low01 = SHUFFLE(x[0], x[1], 0, 4, 1, 5), high01 = SHUFFLE(x[0], x[1], 2, 6, 3, 7);
     v4 low23 = SHUFFLE(x[2], x[3], 0, 4, 1, 5), high23 = SHUFFLE(x[2], x[3], 2, 6, 3, 7);
     *(v4 *)(out + 0 * out_step) = SHUFFLE(low01, low23, 0, 1, 4, 5);
@@ -1251,72 +1286,91 @@ ALWAYS_INLINE void transpose4(float *out, i64 out_step, const char *p, i64 lane_
     *(v4 *)(out + 3 * out_step) = SHUFFLE(high01, high23, 2, 3, 6, 7);
 }
 
-/* A panel whose lanes are rows in memory: a transposition. Sixteen k of one group of four
- * lanes at a time: that is one cache line of each of four rows, however the rows lie. */
+/* A panel whose lanes are rows in memory: a transposition. Sixteen words of one group of
+ * four lanes at a time: a cache line or two of each of four rows, however the rows lie. */
 ALWAYS_INLINE void pack_rows(float *out, const operand *x, i64 lane, i64 lanes, i64 k, i64 nk,
-                             i64 nr, dtype type) {
-    const i64 size = dtype_size(type), bytes = x->lane_step * size;
+                             i64 nr, dtype type, bool pairs) {
+    const i64 size = dtype_size(type), bytes = x->lane_step * size, unit = pairs ? 2 : 1;
+    const i64 words = ceil_div(nk, unit);
     const char *const base = x->p + lane * bytes + k * size;
-    for (i64 from = 0; from < nk; from += 16)
+    for (i64 from = 0; from < words; from += 16)
         for (i64 l = 0; l < nr; l += 4) {
-            const i64 end = min64(nk, from + 16);
+            const i64 end = min64(words, from + 16), whole = min64(end, nk / unit);
             i64 j = from;
-            for (; lanes - l >= 4 && j + 4 <= end; j += 4)
-                transpose4(out + j * nr + l, nr, base + l * bytes + j * size, bytes, type);
+            for (; lanes - l >= 4 && j + 4 <= whole; j += 4)
+                transpose4(out + j * nr + l, nr, base + l * bytes + j * unit * size, bytes,
+                           type, pairs);
             for (; j < end; j++)
                 for (i64 i = l; i < l + 4; i++)
-                    if (i < lanes) load_floats(out + j * nr + i, base + i * bytes, type, j, 1);
-                    else out[j * nr + i] = 0;
+                    out[j * nr + i] = i < lanes ? load_word(base + i * bytes, type, j, nk, pairs)
+                                                : 0;
         }
+}
+
+/* The words of nr lanes that lie side by side at row0 and, for pairs, row1 (NULL: zeros). */
+ALWAYS_INLINE void copy_lanes(float *to, const char *row0, const char *row1, i64 lanes, i64 nr,
+                              dtype type, bool pairs) {
+    const i64 size = dtype_size(type), whole = lanes / 4 * 4;
+    for (i64 i = 0; i < (lanes >= nr ? nr : whole); i += 4) {
+        v4 a, b = {0};
+        load_v4(&a, row0 + i * size, type);
+        if (pairs && row1) load_v4(&b, row1 + i * size, type);
+        if (pairs) a = (v4)(round_to_bf16(a) >> 16 | (round_to_bf16(b) & 0xffff0000));
+        *(v4 *)(to + i) = a;
+    }
+    for (i64 i = whole; i < nr && lanes < nr; i++) {
+        float x[2] = {0};
+        if (i < lanes) load_floats(&x[0], row0, type, i, 1);
+        if (i < lanes && row1) load_floats(&x[1], row1, type, i, 1);
+        to[i] = pairs ? bits_float(f32_to_bf16(x[0]) | (u32)f32_to_bf16(x[1]) << 16) : x[0];
+    }
 }
 
 /* Panels whose lanes lie side by side in memory: copies of nr floats, for all panels at
  * once, so that each row of x is read in one go. */
 ALWAYS_INLINE void pack_columns(float *out, const operand *x, i64 lane, i64 lanes, i64 k,
-                                i64 nk, i64 nr, dtype type) {
-    const i64 size = dtype_size(type), bytes = x->k_step * size;
-    const char *row = x->p + lane * size + k * bytes;
-    for (i64 j = 0; j < nk; j++, row += bytes, out += nr)
-        for (i64 l = 0; l < lanes; l += nr) {
-            float *const to = out + l * nk;
-            const char *const from = row + l * size;
-            if (lanes - l >= nr)
-                for (i64 i = 0; i < nr; i += 4) load_v4((v4 *)(to + i), from + i * size, type);
-            else
-                for (i64 i = 0; i < nr; i++)
-                    if (l + i < lanes) load_floats(to + i, from, type, i, 1);
-                    else to[i] = 0;
-        }
+                                i64 nk, i64 nr, dtype type, bool pairs) {
+    const i64 size = dtype_size(type), bytes = x->k_step * size, unit = pairs ? 2 : 1;
+    const i64 words = ceil_div(nk, unit);
+    for (i64 j = 0; j < words; j++) {
+        const char *const row0 = x->p + lane * size + (k + j * unit) * bytes;
+        const char *const row1 = pairs && j * unit + 1 < nk ? row0 + bytes : NULL;
+        for (i64 l = 0; l < lanes; l += nr)
+            copy_lanes(out + l * words + j * nr, row0 + l * size, row1 ? row1 + l * size : NULL,
+                       lanes - l, nr, type, pairs);
+    }
 }
 
 ALWAYS_INLINE void pack_typed(float *out, const operand *x, i64 lane, i64 lanes, i64 k, i64 nk,
-                              i64 nr, dtype type) {
+                              i64 nr, dtype type, bool pairs) {
+    const i64 words = ceil_div(nk, pairs ? 2 : 1);
     if (x->lane_step == 1) {
-        pack_columns(out, x, lane, lanes, k, nk, nr, type);
+        pack_columns(out, x, lane, lanes, k, nk, nr, type, pairs);
         return;
     }
-    for (i64 l = 0; l < lanes; l += nr, out += nr * nk)
-        pack_rows(out, x, lane + l, min64(nr, lanes - l), k, nk, nr, type);
+    for (i64 l = 0; l < lanes; l += nr, out += nr * words)
+        pack_rows(out, x, lane + l, min64(nr, lanes - l), k, nk, nr, type, pairs);
 }
 
-/* Packs lanes [lane, lane + lanes) of x, k in [k, k + nk), into panels of nk x nr floats,
- * one behind the other. Lanes missing in the last panel are zero. The type is a constant
- * in each branch, so that the copies become vector moves. */
+/* Packs lanes [lane, lane + lanes) of x, k in [k, k + nk), into panels of nr lanes, one
+ * behind the other. Lanes missing in the last panel are zero. The type is a constant in
+ * each branch, so that the copies become vector moves. */
 ALWAYS_INLINE void pack_body(float *out, const operand *x, i64 lane, i64 lanes, i64 k, i64 nk,
-                             i64 nr) {
-    if (x->type == F32) pack_typed(out, x, lane, lanes, k, nk, nr, F32);
-    else if (x->type == F16) pack_typed(out, x, lane, lanes, k, nk, nr, F16);
-    else pack_typed(out, x, lane, lanes, k, nk, nr, BF16);
+                             i64 nr, bool pairs) {
+    if (x->type == F32) pack_typed(out, x, lane, lanes, k, nk, nr, F32, pairs);
+    else if (x->type == F16) pack_typed(out, x, lane, lanes, k, nk, nr, F16, pairs);
+    else pack_typed(out, x, lane, lanes, k, nk, nr, BF16, pairs);
 }
 
 /* -- The tile ------------------------------------------------------------------------
  * acc (ROWS x NV vectors) = sum over k of a[k] b[k]', k ascending, written to out, whose
  * rows are NV vectors long. Element (i, k) of a lies at a[i * a_row + k * a_step], panels
- * of b have b_step floats per k. The loops over the tile must unroll completely, the first
+ * of b have NV vectors per k. The loops over the tile must unroll completely, the first
  * one included: with memset or a loop left in, gcc 12 keeps acc in memory, which costs a
  * factor of six. */
 #define UNROLL _Pragma("GCC unroll 16")
-#define DEFINE_TILE(NAME, AT, V, ROWS, NV)                                                  \
+#define MULTIPLY_ADD(acc, a, b) (acc) += (a) * (b)
+#define DEFINE_TILE(NAME, AT, V, ROWS, NV, STEP)                                                \
     AT FUSED static void NAME(float *out, const float *a, i64 a_row, i64 a_step,            \
                               const float *b, i64 K) {                                      \
         V acc[ROWS][NV];                                                                    \
@@ -1325,7 +1379,7 @@ ALWAYS_INLINE void pack_body(float *out, const operand *x, i64 lane, i64 lanes, 
         for (i64 k = 0; k < K; k++, a += a_step, b += NV * sizeof(V) / sizeof *b)           \
             UNROLL for (int i = 0; i < ROWS; i++)                                           \
                 UNROLL for (int j = 0; j < NV; j++)                                         \
-                    acc[i][j] += a[i * a_row] * ((const V *)b)[j];                          \
+                    STEP(acc[i][j], a[i * a_row], ((const V *)b)[j]);                       \
         UNROLL for (int i = 0; i < ROWS; i++)                                               \
             UNROLL for (int j = 0; j < NV; j++) ((V *)out)[i * NV + j] = acc[i][j];         \
     }
@@ -1367,17 +1421,19 @@ ALWAYS_INLINE void merge_body(float *c, i64 c_step, const float *tile, i64 nr, i
                 UNROLL for (int n = 0; n < 4; n++)                                          \
                     acc[i][n] += *(const V *)(a + i * a_step + k) * right[n];               \
         }                                                                                   \
+        float lane[ROWS * 4][W];                                                            \
         UNROLL for (int i = 0; i < ROWS; i++)                                               \
-            UNROLL for (int n = 0; n < 4; n++) {                                            \
-                float lane[W], x;                                                           \
-                *(V *)lane = acc[i][n];                                                     \
-                for (int half = W / 2; half; half /= 2)                                     \
-                    for (int l = 0; l < half; l++) lane[l] += lane[l + half];               \
-                for (i64 j = k; j < K; j++) {                                               \
-                    load_floats(&x, b + n * b_bytes, type, j, 1);                           \
-                    lane[0] += a[i * a_step + j] * x;                                       \
-                }                                                                           \
-                out[i * out_step + n] = lane[0];                                            \
+            UNROLL for (int n = 0; n < 4; n++) *(V *)lane[i * 4 + n] = acc[i][n];           \
+        for (int i = 0; i < ROWS * 4; i++) {                                                \
+            UNROLL for (int half = W / 2; half; half /= 2)                                  \
+                for (int l = 0; l < half; l++) lane[i][l] += lane[i][l + half];             \
+            out[i / 4 * out_step + i % 4] = lane[i][0];                                     \
+        }                                                                                   \
+        for (; k < K; k++)                                                                  \
+            for (int i = 0; i < ROWS * 4; i++) {                                            \
+                float x;                                                                    \
+                load_floats(&x, b + i % 4 * b_bytes, type, k, 1);                           \
+                out[i / 4 * out_step + i % 4] += a[i / 4 * a_step + k] * x;                 \
             }                                                                               \
     }                                                                                       \
     AT FUSED static void NAME(float *out, i64 out_step, const float *a, i64 a_step,         \
@@ -1402,40 +1458,23 @@ typedef struct tiling {
     int k_per_word;
 } tiling;
 
-/* §8: what attention knows of each query, one array element per lane */
-typedef struct lane_state {
-    const i32 *first, *last;
-    float *top, *sum, *shrink;
-    const float *lse, *delta;
-} lane_state;
+/* The kernels of §8 come in three shapes: a piece of a row, a task, a chunk of scores. */
+struct row_job;
+typedef struct piece { i64 r, c, n; } piece; /* columns [c, c + n) of row r */
+typedef void row_fn(const struct row_job *j, piece p);
+typedef void task_fn(void *arg, i64 i);
+struct lane_state;
+typedef void score_fn(float *s, float *dp, i64 rows, i64 at, const struct lane_state *q);
 
 typedef struct kernels {
     int mr, nr, dots_rows;
-    tiling f32, bf16; /* bf16: absent before AVX512_BF16 */
+    tiling f32;
     dots_fn *dots, *dots1; /* dots_rows rows, one row */
     void (*merge)(float *c, i64 c_step, const float *tile, i64 rows, i64 cols, float alpha,
                   float beta, const float *bias);
-    /* § 8 */
-    void (*act_fwd)(float *y, const float *x, i64 n, nxt_act_kind kind);
-    void (*act_bwd)(float *dx, const float *dy, const float *x, i64 n, nxt_act_kind kind);
-    void (*add)(float *y, const float *a, const float *b, const float *c, i64 n);
-    void (*norm_fwd)(float *y, float *stats, const float *x, const float *w, const float *b,
-                     i64 n, float eps, nxt_norm_kind kind);
-    void (*norm_bwd)(float *dx, float *dw, float *db, const float *dy, const float *x,
-                     const float *w, const float *stats, i64 n, nxt_norm_kind kind);
-    float (*xent)(float *z, i64 n, i32 label, bool backward);
-    double (*sumsq)(const float *x, i64 n);
-    void (*adamw)(const nxt_adamw *u, i64 from, i64 n);
-    void (*rope)(float *head, const float *cosine, const float *sine, i64 n, i64 apart);
-    float (*dot)(const float *a, const float *b, i64 n);
-    void (*attend_row)(float *y, float *lse, const float *q, const float *k, i64 k_step,
-                       const float *v, i64 v_step, i64 keys, i64 size, float scale);
-    void (*softmax)(float *s, i64 keys, i64 at, const lane_state *q, float scale);
-    void (*rescale)(float *out, const float *tile, const float *shrink, i64 rows);
-    void (*slope_by_query)(float *s, const float *dp, i64 keys, i64 at, const lane_state *q,
-                           float scale);
-    void (*slope_by_key)(float *s, float *dp, i64 queries, i64 key, const lane_state *q,
-                         float scale);
+    row_fn *act_fwd, *act_bwd, *add, *norm_fwd, *xent, *sumsq, *adamw, *rope;
+    task_fn *norm_bwd, *attention_row, *attention_delta;
+    score_fn *softmax, *rescale, *slope_by_query, *slope_by_key;
 } kernels;
 
 enum { MAX_MR = 12, MAX_NR = 32 };
@@ -1461,7 +1500,7 @@ enum {
     PACKED = 1 << 19,   /* words of packed B, and of packed A: 2 MB each */
     PACK_PANELS = 8,    /* panels of one packing task */
     TASK_TILES = 8,
-    SMALL_M = 32,       /* up to here B' is streamed, not packed */
+    SMALL_M = 16,       /* up to here B' is streamed, not packed */
     WORKSPACE = 8 << 20 /* floats; every operation starts with an unused workspace */
 };
 
@@ -1625,23 +1664,23 @@ static void fast_matmul(void *s, mat c, mat a, mat b, int trans, float alpha, fl
 #define DEFINE_MATMUL(LEVEL, AT, V, NV)                                                     \
     AT FUSED static void pack_##LEVEL(float *out, const operand *x, i64 lane, i64 lanes,    \
                                       i64 k, i64 nk) {                                      \
-        pack_body(out, x, lane, lanes, k, nk, NV * (i64)sizeof(V) / 4);                     \
+        pack_body(out, x, lane, lanes, k, nk, NV * (i64)sizeof(V) / 4, false);                     \
     }                                                                                       \
     AT FUSED static void merge_##LEVEL(float *c, i64 c_step, const float *tile, i64 rows,   \
                                        i64 cols, float alpha, float beta,                   \
                                        const float *bias) {                                 \
         merge_body(c, c_step, tile, NV * (i64)sizeof(V) / 4, rows, cols, alpha, beta, bias); \
     }                                                                                       \
-    DEFINE_TILE(tile1_##LEVEL, AT, V, 1, NV)                                                \
-    DEFINE_TILE(tile4_##LEVEL, AT, V, 4, NV)
+    DEFINE_TILE(tile1_##LEVEL, AT, V, 1, NV, MULTIPLY_ADD)                                                \
+    DEFINE_TILE(tile4_##LEVEL, AT, V, 4, NV, MULTIPLY_ADD)
 
 #define AT_BASELINE
 DEFINE_MATMUL(baseline, AT_BASELINE, v4, 2)
 DEFINE_DOTS(dots_baseline, AT_BASELINE, v4, load_v4, 2)
 DEFINE_DOTS(dots1_baseline, AT_BASELINE, v4, load_v4, 1)
 #if defined(__aarch64__)
-DEFINE_TILE(tile8_baseline, AT_BASELINE, v4, 8, 2)
-DEFINE_TILE(tile12_baseline, AT_BASELINE, v4, 12, 2)
+DEFINE_TILE(tile8_baseline, AT_BASELINE, v4, 8, 2, MULTIPLY_ADD)
+DEFINE_TILE(tile12_baseline, AT_BASELINE, v4, 12, 2, MULTIPLY_ADD)
 #define BASELINE_TILES .mr = 12, .f32.tile = {tile1_baseline, tile4_baseline, tile8_baseline, \
                                               tile12_baseline}
 #else
@@ -1658,9 +1697,44 @@ DEFINE_DOTS(dots1_avx2, AT_AVX2, v8, load_v8, 1)
 DEFINE_MATMUL(avx512, AT_AVX512, v16, 2)
 DEFINE_DOTS(dots_avx512, AT_AVX512, v16, load_v16, 4)
 DEFINE_DOTS(dots1_avx512, AT_AVX512, v16, load_v16, 1)
-DEFINE_TILE(tile8_avx512, AT_AVX512, v16, 8, 2)
-DEFINE_TILE(tile12_avx512, AT_AVX512, v16, 12, 2)
+DEFINE_TILE(tile8_avx512, AT_AVX512, v16, 8, 2, MULTIPLY_ADD)
+DEFINE_TILE(tile12_avx512, AT_AVX512, v16, 12, 2, MULTIPLY_ADD)
+
+/* bf16: one instruction multiplies 32 pairs and adds both products of a pair to a float. */
+#define AT_BF16 __attribute__((target("avx512f,avx512bw,avx512dq,avx512vl,avx512bf16,fma")))
+#define MULTIPLY_ADD_PAIRS(acc, a, b)                                                       \
+    (acc) = _mm512_dpbf16_ps(acc, (__m512bh)_mm512_set1_ps(a), (__m512bh)(b))
+DEFINE_TILE(tile1_bf16, AT_BF16, __m512, 1, 2, MULTIPLY_ADD_PAIRS)
+DEFINE_TILE(tile4_bf16, AT_BF16, __m512, 4, 2, MULTIPLY_ADD_PAIRS)
+DEFINE_TILE(tile8_bf16, AT_BF16, __m512, 8, 2, MULTIPLY_ADD_PAIRS)
+DEFINE_TILE(tile12_bf16, AT_BF16, __m512, 12, 2, MULTIPLY_ADD_PAIRS)
+AT_BF16 static void pack_bf16(float *out, const operand *x, i64 lane, i64 lanes, i64 k,
+                              i64 nk) {
+    pack_body(out, x, lane, lanes, k, nk, 32, true);
+}
+static const tiling bf16_tiling = {
+    .tile = {tile1_bf16, tile4_bf16, tile8_bf16, tile12_bf16}, .pack = pack_bf16,
+    .k_per_word = 2};
 #endif
+
+/* How --bf16 multiplies on this machine, or NULL: both operands rounded to bf16 while they
+ * are packed, sums in f32. */
+static const tiling *bf16_matmul(const nxt_context *cx) {
+    (void)cx;
+#if NXT_HAS_X86
+    __builtin_cpu_init();
+    if (cx->fast && cx->fast->nr == 32 && __builtin_cpu_supports("avx512bf16"))
+        return &bf16_tiling;
+#endif
+    return NULL;
+}
+
+static void fast_matmul_bf16(void *s, mat c, mat a, mat b, int trans, float alpha, float beta,
+                             mat bias) {
+    nxt_context *cx = s;
+    const tiling *t = bf16_matmul(cx);
+    matmul_with(cx, t ? t : &cx->fast->f32, c, a, b, trans, alpha, beta, bias);
+}
 
 /* 1 baseline, 2 AVX2, 3 AVX-512: what the processor has and the system saves on a switch
  * (both are part of __builtin_cpu_supports). 0 would be the reference alone. */
@@ -1683,13 +1757,11 @@ static size_t matmul_workspace(void) { return 0; }
  * § 8  Fast kernels (skip)
  *
  * The other operations of §6, with what costs time there taken out: one thread, libm calls
- * for every element, sums in double, a second walk through memory. Three parts:
- *
- *   leaves    one row or one piece of work in plain C, inlined into one entry per CPU
- *             level. Constant inner loops and no branches: that is what gcc and clang turn
- *             into vectors at -O3, at any width, without a line of intrinsics.
- *   drivers   cut an operation into tasks by its size, the same for all levels.
- *   table     fill_level puts the drivers over the reference.
+ * for every element, sums in double, a second walk through memory. For each operation there
+ * are two functions: its work on a piece of a row (name_row), in plain C, which is compiled
+ * once per CPU level; and the table entry (fast_name), which cuts the operation into pieces.
+ * Loops with a constant inner length and no branches are what gcc and clang turn into
+ * vectors at -O3, at any width, without a line of intrinsics.
  *
  * Tasks write only what is theirs, and sums of several tasks are added in the order of
  * their numbers (I6). Sums run in LANES partial sums (I7), in a fixed order, so that their
@@ -1784,11 +1856,71 @@ ALWAYS_INLINE float sqrt_lane(float x) {
     return x * y;
 }
 
-/* -- Leaves: elements ---------------------------------------------------------------------
- * Results go through a block of 64, because an output may be one of the inputs: compilers
- * make vectors only of loops whose arrays cannot overlap. */
-enum { BLOCK = 64 };
+/* -- Pieces of rows --------------------------------------------------------------------------
+ * Most operations are the same work on every row, or on pieces of rows. A task is about
+ * GRAIN elements: long enough to be worth handing out, short enough to share evenly. */
+enum { GRAIN = 1 << 14, BLOCK = 64 };
 
+typedef struct row_job {
+    row_fn *run;
+    i64 rows, cols, piece, rows_per_task;
+    mat y, a, b, c;
+    heads to, from;
+    const i32 *index, *index2;
+    const float *w, *bias;
+    const nxt_adamw *update;
+    double *sums;
+    float *loss;
+    float value;
+    int kind;
+} row_job;
+
+static void row_task(void *arg, i64 task) {
+    const row_job *j = arg;
+    const i64 across = ceil_div(j->cols, j->piece), c = task % across * j->piece;
+    const i64 from = task / across * j->rows_per_task;
+    for (i64 r = from; r < min64(j->rows, from + j->rows_per_task); r++)
+        j->run(j, (piece){r, c, min64(j->piece, j->cols - c)});
+}
+
+/* Runs `run` on rows x cols, in pieces of at most `most` columns. */
+static void for_rows(nxt_context *cx, row_fn *run, row_job *j, i64 rows, i64 cols, i64 most) {
+    if (!rows || !cols) return;
+    j->run = run;
+    j->rows = rows;
+    j->cols = cols;
+    j->piece = min64(cols, most);
+    j->rows_per_task = max64(1, GRAIN / j->piece);
+    parallel_for(cx, ceil_div(cols, j->piece) * ceil_div(rows, j->rows_per_task), row_task, j);
+}
+
+static const kernels *fast(void *s) { return ((nxt_context *)s)->fast; }
+
+static inline float *part(mat m, piece p) { return row_of(m, p.r) + p.c; }
+
+/* One row as aligned f32: the row itself, or a copy in *space, which moves on. */
+static const float *as_floats(mat row, float **space) {
+    if (!row.p || (row.type == F32 && (uintptr_t)row.p % sizeof(float) == 0)) return row.p;
+    float *copy = *space;
+    load_floats(copy, row.p, row.type, 0, row.cols);
+    *space += row.cols;
+    return copy;
+}
+
+/* OVER_LANES(n, statement): the statement for i = 0 .. n-1, with l = i mod LANES. */
+#define OVER_LANES(n, statement)                                                            \
+    do {                                                                                    \
+        i64 at = 0;                                                                         \
+        for (; at + LANES <= (n); at += LANES)                                              \
+            for (i64 l = 0; l < LANES; l++) {                                               \
+                const i64 i = at + l;                                                       \
+                statement;                                                                  \
+            }                                                                               \
+        for (i64 l = 0, i = at; i < (n); l++, i++) { statement; }                           \
+    } while (0)
+
+/* out[i] = expression, i = 0 .. n-1, where out may be one of the inputs. The results go
+ * through a block, since compilers make vectors only of loops whose arrays are apart. */
 #define IN_BLOCKS(out, n, expression)                                                       \
     for (i64 at = 0; at < (n); at += BLOCK) {                                               \
         float block[BLOCK];                                                                 \
@@ -1801,6 +1933,7 @@ enum { BLOCK = 64 };
         }                                                                                   \
     }
 
+/* -- Activations, sums, the optimizer ------------------------------------------------------- */
 #define SQRT_2_PI 0.7978845608028654f /* sqrt(2 / pi) */
 
 ALWAYS_INLINE float gelu_lane(float x) {
@@ -1828,71 +1961,107 @@ ALWAYS_INLINE float relu_mask(float x, float y) { /* y where x > 0 */
     return bits_float(float_bits(y) & (0 - (u32)((i32)float_bits(x) > 0)));
 }
 
-ALWAYS_INLINE void act_fwd_body(float *y, const float *x, i64 n, nxt_act_kind kind) {
-    switch (kind) {
-    case NXT_GELU: IN_BLOCKS(y, n, gelu_lane(x[i])) break;
+ALWAYS_INLINE void act_fwd_row(const row_job *j, piece p) {
+    float *y = part(j->y, p);
+    const float *x = part(j->a, p);
+    switch (j->kind) {
+    case NXT_GELU: IN_BLOCKS(y, p.n, gelu_lane(x[i])) break;
     case NXT_GELU_TANH:
-    case NXT_GELU_FAST: IN_BLOCKS(y, n, gelu_tanh_lane(x[i])) break;
-    case NXT_RELU: IN_BLOCKS(y, n, relu_mask(x[i], x[i])) break;
-    default: IN_BLOCKS(y, n, silu_lane(x[i]))
+    case NXT_GELU_FAST: IN_BLOCKS(y, p.n, gelu_tanh_lane(x[i])) break;
+    case NXT_RELU: IN_BLOCKS(y, p.n, relu_mask(x[i], x[i])) break;
+    default: IN_BLOCKS(y, p.n, silu_lane(x[i]))
     }
 }
+static void fast_act_fwd(void *s, mat y, mat x, nxt_act_kind kind) {
+    row_job j = {.y = y, .a = x, .kind = (int)kind};
+    for_rows(s, fast(s)->act_fwd, &j, y.rows, y.cols, GRAIN);
+}
 
-ALWAYS_INLINE void act_bwd_body(float *dx, const float *dy, const float *x, i64 n,
-                                nxt_act_kind kind) {
-    switch (kind) {
-    case NXT_GELU: IN_BLOCKS(dx, n, dy[i] * gelu_slope_lane(x[i])) break;
+ALWAYS_INLINE void act_bwd_row(const row_job *j, piece p) {
+    float *dx = part(j->y, p);
+    const float *dy = part(j->a, p), *x = part(j->b, p);
+    switch (j->kind) {
+    case NXT_GELU: IN_BLOCKS(dx, p.n, dy[i] * gelu_slope_lane(x[i])) break;
     case NXT_GELU_TANH:
-    case NXT_GELU_FAST: IN_BLOCKS(dx, n, dy[i] * gelu_tanh_slope_lane(x[i])) break;
-    case NXT_RELU: IN_BLOCKS(dx, n, relu_mask(x[i], dy[i])) break;
-    default: IN_BLOCKS(dx, n, dy[i] * silu_slope_lane(x[i]))
+    case NXT_GELU_FAST: IN_BLOCKS(dx, p.n, dy[i] * gelu_tanh_slope_lane(x[i])) break;
+    case NXT_RELU: IN_BLOCKS(dx, p.n, relu_mask(x[i], dy[i])) break;
+    default: IN_BLOCKS(dx, p.n, dy[i] * silu_slope_lane(x[i]))
     }
 }
-
-ALWAYS_INLINE void add_body(float *y, const float *a, const float *b, const float *c, i64 n) {
-    if (c) IN_BLOCKS(y, n, a[i] + b[i] + c[i])
-    else IN_BLOCKS(y, n, a[i] + b[i])
+static void fast_act_bwd(void *s, mat dx, mat dy, mat x, nxt_act_kind kind) {
+    row_job j = {.y = dx, .a = dy, .b = x, .kind = (int)kind};
+    for_rows(s, fast(s)->act_bwd, &j, dx.rows, dx.cols, GRAIN);
 }
 
-/* The update of §6. One pass: 28 bytes of traffic per element are the whole cost. */
-ALWAYS_INLINE void adamw_body(const nxt_adamw *u, i64 from, i64 n) {
-    float *restrict w = u->w + from, *restrict m = u->m + from, *restrict v = u->v + from;
-    const float *restrict g = u->g + from;
+ALWAYS_INLINE void add_row(const row_job *j, piece p) {
+    float *y = part(j->y, p);
+    const float *a = part(j->a, p), *b = part(j->b, p), *c = j->c.p ? part(j->c, p) : NULL;
+    if (c) IN_BLOCKS(y, p.n, a[i] + b[i] + c[i])
+    else IN_BLOCKS(y, p.n, a[i] + b[i])
+}
+static void fast_add(void *s, mat y, mat a, mat b, mat c) {
+    row_job j = {.y = y, .a = a, .b = b, .c = c};
+    for_rows(s, fast(s)->add, &j, y.rows, y.cols, GRAIN);
+}
+
+/* The update of §6 in one pass: 28 bytes of traffic per element are its whole cost. */
+ALWAYS_INLINE void adamw_row(const row_job *j, piece p) {
+    const nxt_adamw *u = j->update;
+    float *restrict w = u->w + p.c, *restrict m = u->m + p.c, *restrict v = u->v + p.c;
+    const float *restrict g = u->g + p.c;
     const float keep = 1 - u->lr * u->decay, rate = u->lr / u->correction1;
     const float unbias = 1 / sqrtf(u->correction2), scale = u->scale, eps = u->eps;
     const float b1 = u->beta1, b2 = u->beta2;
-    for (i64 i = 0; i < n; i++) {
-        float gi = scale * g[i];
-        float mi = b1 * m[i] + (1 - b1) * gi, vi = b2 * v[i] + (1 - b2) * gi * gi;
+    for (i64 i = 0; i < p.n; i++) {
+        const float gi = scale * g[i];
+        const float mi = b1 * m[i] + (1 - b1) * gi, vi = b2 * v[i] + (1 - b2) * gi * gi;
         m[i] = mi;
         v[i] = vi;
         w[i] = w[i] * keep - rate * mi / (sqrt_lane(vi) * unbias + eps);
     }
 }
+static void fast_adamw(void *s, const nxt_adamw *u) {
+    row_job j = {.update = u};
+    for_rows(s, fast(s)->adamw, &j, 1, u->n, GRAIN);
+}
 
-/* -- Leaves: rows -------------------------------------------------------------------------
- * OVER_LANES(n, statement): the statement for i = 0 .. n-1, with l = i mod LANES. */
-#define OVER_LANES(n, statement)                                                            \
-    do {                                                                                    \
-        i64 at = 0;                                                                         \
-        for (; at + LANES <= (n); at += LANES)                                              \
-            for (i64 l = 0; l < LANES; l++) {                                               \
-                const i64 i = at + l;                                                       \
-                statement;                                                                  \
-            }                                                                               \
-        for (i64 l = 0, i = at; i < (n); l++, i++) { statement; }                           \
-    } while (0)
+/* Short sums of floats add into a double, and those of all pieces in their order. */
+ALWAYS_INLINE void sumsq_row(const row_job *j, piece p) {
+    enum { SHORT = 1024 };
+    double total = 0;
+    for (i64 from = 0; from < p.n; from += SHORT) {
+        float sum[LANES] = {0};
+        const float *x = part(j->y, p) + from;
+        OVER_LANES(min64(SHORT, p.n - from), sum[l] += x[i] * x[i]);
+        total += (double)lane_sum(sum);
+    }
+    j->sums[p.r * ceil_div(j->cols, j->piece) + p.c / j->piece] = total;
+}
+static void fast_sumsq(void *s, double *out, mat x) {
+    row_job j = {.sums = (double *)(void *)((nxt_context *)s)->workspace};
+    const i64 across = ceil_div(x.cols, GRAIN);
+    const i64 most = max64(1, WORKSPACE / 2 / max64(1, across)); /* rows per workspace */
+    for (i64 r = 0; r < x.rows; r += most) {
+        j.y = x;
+        j.y.p = row_of(x, r);
+        const i64 rows = min64(most, x.rows - r);
+        for_rows(s, fast(s)->sumsq, &j, rows, x.cols, GRAIN);
+        for (i64 i = 0; i < rows * across; i++) *out += j.sums[i];
+    }
+}
 
-ALWAYS_INLINE void norm_fwd_body(float *restrict y, float *stats, const float *restrict x,
-                                 const float *restrict w, const float *restrict b, i64 n,
-                                 float eps, nxt_norm_kind kind) {
+/* -- Norms ----------------------------------------------------------------------------------- */
+ALWAYS_INLINE void norm_line(float *restrict y, float *restrict stats,
+                             const float *restrict x, const float *restrict w,
+                             const float *restrict b, i64 n, float eps, int kind) {
     float sum[LANES] = {0}, square[LANES] = {0}, mean = 0;
     if (kind == NXT_LAYER_NORM) {
         OVER_LANES(n, sum[l] += x[i]);
         mean = lane_sum(sum) / (float)n;
     }
     OVER_LANES(n, square[l] += (x[i] - mean) * (x[i] - mean));
-    const float r = (float)(1 / sqrt((double)lane_sum(square) / (double)n + (double)eps));
+    const double variance = (double)lane_sum(square) / (double)n;
+    const float r = (float)(1 / sqrt(variance + (double)eps));
     if (b)
         for (i64 i = 0; i < n; i++) y[i] = (x[i] - mean) * r * w[i] + b[i];
     else
@@ -1900,23 +2069,99 @@ ALWAYS_INLINE void norm_fwd_body(float *restrict y, float *stats, const float *r
     stats[0] = mean;
     stats[1] = r;
 }
-
-/* §6's derivation; dw and db are this task's own sums (absent: NULL). */
-ALWAYS_INLINE void norm_bwd_body(float *restrict dx, float *restrict dw, float *restrict db,
-                                 const float *restrict dy, const float *restrict x,
-                                 const float *restrict w, const float *stats, i64 n,
-                                 nxt_norm_kind kind) {
-    float sum_g[LANES] = {0}, sum_gx[LANES] = {0};
-    const float m = stats[0], r = stats[1];
-    OVER_LANES(n, float g = dy[i] * w[i]; sum_g[l] += g; sum_gx[l] += g * ((x[i] - m) * r));
-    const float mean_g = kind == NXT_LAYER_NORM ? lane_sum(sum_g) / (float)n : 0;
-    const float mean_gx = lane_sum(sum_gx) / (float)n;
-    for (i64 i = 0; i < n; i++)
-        dx[i] += r * (dy[i] * w[i] - mean_g - (x[i] - m) * r * mean_gx);
-    for (i64 i = 0; dw && i < n; i++) dw[i] += dy[i] * ((x[i] - m) * r);
-    for (i64 i = 0; db && i < n; i++) db[i] += dy[i];
+ALWAYS_INLINE void norm_fwd_row(const row_job *j, piece p) {
+    norm_line(part(j->y, p), row_of(j->c, p.r), part(j->a, p), j->w, j->bias, p.n, j->value,
+              j->kind);
+}
+static void fast_norm_fwd(void *s, mat y, mat stats, mat x, mat w, mat b, float eps,
+                          nxt_norm_kind kind) {
+    float *space = ((nxt_context *)s)->workspace;
+    row_job j = {.y = y, .a = x, .c = stats, .value = eps, .kind = (int)kind,
+                 .w = as_floats(w, &space), .bias = as_floats(b, &space)};
+    for_rows(s, fast(s)->norm_fwd, &j, x.rows, x.cols, x.cols);
 }
 
+/* dw and db sum over the rows: every block of rows adds into its own pair of lines, then
+ * the lines are added from the first block to the last. With dx absent only db is made,
+ * which is the backward pass of a bias. */
+typedef struct sum_job {
+    mat dx, dy, x, stats;
+    const float *w;
+    nxt_norm_kind kind;
+    i64 rows_per_block, blocks, cols;
+    float *lines, *dw, *db; /* lines: (blocks, 2, cols), dw and db */
+} sum_job;
+
+/* One row of §6's derivation */
+ALWAYS_INLINE void norm_bwd_row(const sum_job *j, i64 r, float *restrict dw,
+                                float *restrict db) {
+    float sum_g[LANES] = {0}, sum_gx[LANES] = {0}, *restrict dx = row_of(j->dx, r);
+    const float *restrict x = row_of(j->x, r), *restrict dy = row_of(j->dy, r);
+    const float *restrict w = j->w;
+    const float m = row_of(j->stats, r)[0], rs = row_of(j->stats, r)[1];
+    const i64 n = j->cols;
+    OVER_LANES(n, sum_g[l] += dy[i] * w[i]); /* apart: gcc 12 makes no vectors of both */
+    OVER_LANES(n, sum_gx[l] += dy[i] * w[i] * ((x[i] - m) * rs));
+    const float mean_g = j->kind == NXT_LAYER_NORM ? lane_sum(sum_g) / (float)n : 0;
+    const float mean_gx = lane_sum(sum_gx) / (float)n;
+    for (i64 i = 0; i < n; i++)
+        dx[i] += rs * (dy[i] * w[i] - mean_g - (x[i] - m) * rs * mean_gx);
+    if (j->dw)
+        for (i64 i = 0; i < n; i++) dw[i] += dy[i] * ((x[i] - m) * rs);
+    if (j->db)
+        for (i64 i = 0; i < n; i++) db[i] += dy[i];
+}
+
+ALWAYS_INLINE void norm_bwd_rows(void *arg, i64 block) {
+    const sum_job *j = arg;
+    const i64 from = block * j->rows_per_block, C = j->cols;
+    float *const dw = j->lines + block * 2 * C, *const restrict db = dw + C;
+    memset(dw, 0, 2 * (size_t)C * sizeof *dw);
+    for (i64 r = from; r < min64(j->dy.rows, from + j->rows_per_block); r++) {
+        const float *restrict dy = row_of(j->dy, r);
+        if (j->dx.p) norm_bwd_row(j, r, dw, db);
+        else
+            for (i64 i = 0; i < C; i++) db[i] += dy[i];
+    }
+}
+
+static void add_lines_task(void *arg, i64 task) {
+    const sum_job *j = arg;
+    const i64 from = task * BLOCK, n = min64(BLOCK, j->cols - from);
+    for (int which = 0; which < 2; which++) {
+        float *const out = which ? j->db : j->dw, total[BLOCK] = {0};
+        const float *line = j->lines + which * j->cols + from;
+        for (i64 b = 0; b < j->blocks; b++, line += 2 * j->cols)
+            for (i64 i = 0; i < n; i++) total[i] += line[i];
+        for (i64 i = 0; out && i < n; i++) out[from + i] += total[i];
+    }
+}
+
+static void sum_over_rows(nxt_context *cx, sum_job *j) {
+    enum { MOST_BLOCKS = 128 };
+    if (!j->dy.rows || !j->dy.cols) return;
+    j->cols = j->dy.cols;
+    const i64 room = (cx->workspace + WORKSPACE - j->lines) / (2 * j->cols);
+    const i64 blocks = max64(1, min64(MOST_BLOCKS, room)), few = min64(16, GRAIN / j->cols + 1);
+    j->rows_per_block = max64(ceil_div(j->dy.rows, blocks), few);
+    j->blocks = ceil_div(j->dy.rows, j->rows_per_block);
+    parallel_for(cx, j->blocks, cx->fast->norm_bwd, j);
+    if (j->dw || j->db) parallel_for(cx, ceil_div(j->cols, BLOCK), add_lines_task, j);
+}
+
+static void fast_norm_bwd(void *s, mat dx, mat dw, mat db, mat dy, mat x, mat w, mat stats,
+                          nxt_norm_kind kind) {
+    float *space = ((nxt_context *)s)->workspace;
+    sum_job j = {.dx = dx, .dy = dy, .x = x, .stats = stats, .w = as_floats(w, &space),
+                 .kind = kind, .lines = space, .dw = dw.p, .db = db.p};
+    sum_over_rows(s, &j);
+}
+static void fast_bias_bwd(void *s, mat db, mat dy) {
+    sum_job j = {.dy = dy, .lines = ((nxt_context *)s)->workspace, .db = db.p};
+    sum_over_rows(s, &j);
+}
+
+/* -- Cross-entropy, rotation ------------------------------------------------------------------ */
 ALWAYS_INLINE float row_max(const float *x, i64 n) {
     float top[LANES];
     for (int l = 0; l < LANES; l++) top[l] = -INFINITY;
@@ -1925,97 +2170,202 @@ ALWAYS_INLINE float row_max(const float *x, i64 n) {
     return top[0];
 }
 
-/* The loss of one row, and its gradient in place. exp(z - top) is stored on the way to the
- * sum, so that the gradient costs a product and not a second exponential. */
-ALWAYS_INLINE float xent_body(float *z, i64 n, i32 label, bool backward) {
-    enum { PIECE = 4096 }; /* lanes this short add into a double */
+/* exp(z - top) is stored on the way to the sum, so that the gradient costs a product and
+ * not a second exponential. */
+ALWAYS_INLINE float xent_loss(float *z, i64 n, i32 label, bool backward) {
+    enum { SHORT = 4096 }; /* sums this long add into a double */
     const float top = row_max(z, n), target = z[label];
     double total = 0;
-    for (i64 from = 0; from < n; from += PIECE) {
+    for (i64 from = 0; from < n; from += SHORT) {
         float sum[LANES] = {0}, *x = z + from;
-        const i64 m = min64(PIECE, n - from);
-        if (backward)
-            OVER_LANES(m, float e = exp_lane(x[i] - top); x[i] = e; sum[l] += e);
-        else
-            OVER_LANES(m, sum[l] += exp_lane(x[i] - top));
+        const i64 m = min64(SHORT, n - from);
+        if (backward) OVER_LANES(m, float e = exp_lane(x[i] - top); x[i] = e; sum[l] += e);
+        else OVER_LANES(m, sum[l] += exp_lane(x[i] - top));
         total += (double)lane_sum(sum);
     }
-    if (backward) {
-        const float inverse = (float)(1 / total);
-        for (i64 i = 0; i < n; i++) z[i] *= inverse;
-        z[label] -= 1;
-    }
+    const float inverse = (float)(1 / total);
+    for (i64 i = 0; backward && i < n; i++) z[i] *= inverse;
+    if (backward) z[label] -= 1;
     return (float)(log(total) + (double)top - (double)target);
 }
-
-ALWAYS_INLINE double sumsq_body(const float *x, i64 n) {
-    enum { PIECE = 1024 };
-    double total = 0;
-    for (i64 from = 0; from < n; from += PIECE) {
-        float sum[LANES] = {0};
-        const float *p = x + from;
-        OVER_LANES(min64(PIECE, n - from), sum[l] += p[i] * p[i]);
-        total += (double)lane_sum(sum);
-    }
-    return total;
+ALWAYS_INLINE void xent_row(const row_job *j, piece p) {
+    float *z = part(j->y, p);
+    const i32 label = j->index[p.r];
+    j->loss[p.r] = label < 0 ? 0 : xent_loss(z, p.n, label, j->kind);
+    if (label < 0 && j->kind) memset(z, 0, (size_t)p.n * sizeof *z);
+}
+static void fast_xent(void *s, float *loss, mat logits, const i32 *label, int backward) {
+    row_job j = {.y = logits, .loss = loss, .index = label, .kind = backward};
+    for_rows(s, fast(s)->xent, &j, logits.rows, logits.cols, logits.cols);
 }
 
-ALWAYS_INLINE void rope_body(float *head, const float *restrict cosine,
-                             const float *restrict sine, i64 n, i64 apart) {
-    float *restrict low = head, *restrict high = head + apart;
-    for (i64 i = 0; i < n; i++) {
-        float a = low[i], b = high[i];
-        low[i] = a * cosine[i] - b * sine[i];
-        high[i] = b * cosine[i] + a * sine[i];
-    }
-}
-
-ALWAYS_INLINE float dot_body(const float *a, const float *b, i64 n) {
-    float sum[LANES] = {0};
-    OVER_LANES(n, sum[l] += a[i] * b[i]);
-    return lane_sum(sum);
-}
-
-/* -- Leaves: attention -------------------------------------------------------------------- */
-
-/* One query against `keys` key rows, for decoding. The softmax runs along: when a piece of
- * keys brings a new largest score, what was summed so far shrinks by exp(old - new). */
-ALWAYS_INLINE void attend_row_body(float *y, float *lse, const float *q, const float *k,
-                                   i64 k_step, const float *v, i64 v_step, i64 keys, i64 size,
-                                   float scale) {
-    enum { PIECE = 128 };
-    float score[PIECE], top = -INFINITY, total = 0;
-    for (i64 d = 0; d < size; d++) y[d] = 0;
-    for (i64 from = 0; from < keys; from += PIECE) {
-        const i64 n = min64(PIECE, keys - from);
-        float sum[LANES] = {0};
-        for (i64 j = 0; j < n; j++)
-            score[j] = scale * dot_body(q, k + (from + j) * k_step, size);
-        const float larger = fmaxf(top, row_max(score, n)), shrink = expf(top - larger);
-        OVER_LANES(n, float e = exp_lane(score[i] - larger); score[i] = e; sum[l] += e);
-        total = total * shrink + lane_sum(sum);
-        for (i64 d = 0; shrink != 1 && d < size; d++) y[d] *= shrink;
-        for (i64 j = 0; j < n; j++) {
-            const float *restrict row = v + (from + j) * v_step;
-            for (i64 d = 0; d < size; d++) y[d] += score[j] * row[d];
+/* Sine and cosine are computed once per row, for all heads. */
+ALWAYS_INLINE void rope_row(const row_job *j, piece p) {
+    enum { MOST = 128 };
+    float cosine[MOST], sine[MOST];
+    for (i64 from = 0; from < p.n; from += MOST) {
+        const i64 n = min64(MOST, p.n - from);
+        for (i64 i = 0; i < n; i++) {
+            const float angle = (float)j->index[p.r] * j->w[from + i];
+            cosine[i] = cosf(angle);
+            sine[i] = j->value * sinf(angle);
         }
-        top = larger;
+        for (int h = 0; h < j->to.heads; h++) {
+            float *restrict low = head_of(j->to, p.r, h) + from, *restrict high = low + p.n;
+            for (i64 i = 0; i < n; i++) {
+                const float a = low[i], b = high[i];
+                low[i] = a * cosine[i] - b * sine[i];
+                high[i] = b * cosine[i] + a * sine[i];
+            }
+        }
     }
-    for (i64 d = 0; d < size; d++) y[d] /= total;
-    *lse = top + logf(total);
 }
+static void fast_rope(void *s, heads x, const float *freq, int pairs, const i32 *pos,
+                      float sign) {
+    row_job j = {.to = x, .w = freq, .index = pos, .value = sign};
+    for_rows(s, fast(s)->rope, &j, x.rows, pairs, pairs);
+}
+
+/* -- Copies: the same for every level --------------------------------------------------------- */
+static void embed_fwd_row(const row_job *j, piece p) {
+    float *y = part(j->y, p), wpe[BLOCK];
+    load_floats(y, j->a.p, j->a.type, j->index[p.r] * j->a.stride + p.c, p.n);
+    for (i64 i = 0; j->b.p && i < p.n; i += BLOCK) {
+        const i64 n = min64(BLOCK, p.n - i);
+        load_floats(wpe, j->b.p, j->b.type, j->index2[p.r] * j->b.stride + p.c + i, n);
+        for (i64 k = 0; k < n; k++) y[i + k] += wpe[k];
+    }
+}
+static void fast_embed_fwd(void *s, mat y, mat wte, mat wpe, const i32 *ids, const i32 *pos) {
+    row_job j = {.y = y, .a = wte, .b = wpe, .index = ids, .index2 = pos};
+    for_rows(s, embed_fwd_row, &j, y.rows, y.cols, GRAIN);
+}
+
+/* Rows repeat an id, so a task takes all rows of a few columns: it adds in their order. */
+static void embed_bwd_task(void *arg, i64 task) {
+    const row_job *j = arg;
+    const i64 c0 = task * BLOCK, c1 = min64(j->y.cols, c0 + BLOCK);
+    for (i64 r = 0; r < j->y.rows; r++) {
+        const float *restrict dy = row_of(j->y, r);
+        float *restrict wte = j->a.p ? row_of(j->a, j->index[r]) : NULL;
+        float *restrict wpe = j->b.p ? row_of(j->b, j->index2[r]) : NULL;
+        for (i64 c = c0; wte && c < c1; c++) wte[c] += dy[c];
+        for (i64 c = c0; wpe && c < c1; c++) wpe[c] += dy[c];
+    }
+}
+static void fast_embed_bwd(void *s, mat dwte, mat dwpe, mat dy, const i32 *ids,
+                           const i32 *pos) {
+    row_job j = {.y = dy, .a = dwte, .b = dwpe, .index = ids, .index2 = pos};
+    parallel_for(s, ceil_div(dy.cols, BLOCK), embed_bwd_task, &j);
+}
+
+static void gather_row(const row_job *j, piece p) {
+    memcpy(part(j->y, p), row_of(j->a, j->index[p.r]) + p.c, (size_t)p.n * sizeof(float));
+}
+static void fast_gather(void *s, mat y, mat x, const i32 *rows) {
+    row_job j = {.y = y, .a = x, .index = rows};
+    for_rows(s, gather_row, &j, y.rows, y.cols, GRAIN);
+}
+
+static void scatter_row(const row_job *j, piece p) {
+    memcpy(row_of(j->y, j->index[p.r]) + p.c, part(j->a, p), (size_t)p.n * sizeof(float));
+}
+static void fast_scatter(void *s, mat y, mat x, const i32 *rows) { /* rows are distinct */
+    row_job j = {.y = y, .a = x, .index = rows};
+    for_rows(s, scatter_row, &j, x.rows, x.cols, GRAIN);
+}
+
+static void store_row(const row_job *j, piece p) {
+    for (int h = 0; h < j->from.heads; h++)
+        memcpy(head_of(j->to, j->index[p.r], h), head_of(j->from, p.r, h),
+               (size_t)p.n * sizeof(float));
+}
+static void fast_store(void *s, heads y, heads x, const i32 *slot) {
+    row_job j = {.to = y, .from = x, .index = slot};
+    for_rows(s, store_row, &j, x.rows, x.size, x.size);
+}
+
+static void fill_row(const row_job *j, piece p) {
+    for (i64 i = 0; i < p.n; i++) part(j->y, p)[i] = j->value;
+}
+static void fast_fill(void *s, mat x, float value) {
+    row_job j = {.y = x, .value = value};
+    for_rows(s, fill_row, &j, x.rows, x.cols, GRAIN);
+}
+
+static void convert_row(const row_job *j, piece p) {
+    float block[BLOCK];
+    const i64 from = p.r * j->a.stride + p.c;
+    u16 *y = (u16 *)j->y.p + p.r * j->y.stride + p.c;
+    if (j->y.type == F32) load_floats(part(j->y, p), j->a.p, j->a.type, from, p.n);
+    for (i64 i = 0; j->y.type != F32 && i < p.n; i += BLOCK) {
+        const i64 n = min64(BLOCK, p.n - i);
+        load_floats(block, j->a.p, j->a.type, from + i, n);
+        for (i64 k = 0; k < n; k++)
+            y[i + k] = j->y.type == F16 ? f32_to_f16(block[k]) : f32_to_bf16(block[k]);
+    }
+}
+static void fast_convert(void *s, mat y, mat x) {
+    row_job j = {.y = y, .a = x};
+    for_rows(s, convert_row, &j, y.rows, y.cols, GRAIN);
+}
+
+/* -- Attention --------------------------------------------------------------------------------
+ * No T x T matrix. A task owns nr lanes of one head (queries, or keys for dk and dv) and
+ * walks through the other side in chunks of CHUNK rows, cut to what its lanes see. All
+ * products are tiles of §7, with the rows' side read in place:
+ *
+ *                      scores s[row][lane]             accumulated out[d][lane]
+ *   forward  keys x queries    s = K Q'                        y'  = V' p
+ *   dq       keys x queries    s = K Q',  dp = V dY'           dq' = K' ds
+ *   dk, dv   queries x keys    s = Q K',  dp = dY V'           dk' = Q' ds,  dv' = dY' p
+ *
+ * dk and dv get their own pass, which computes s and dp again (7 products where 5 would do):
+ * so every number is summed by one task in one order. */
+enum { CHUNK = 96 };
+
+typedef struct attention_job {
+    const kernels *f;
+    heads y, q, k, v, dy, dq, dk, dv;
+    mat lse, delta;
+    const i32 *first, *last;
+    float scale;
+    float *space;     /* one slot per task that runs at the moment */
+    i64 slot;         /* floats of it */
+    _Atomic u64 free; /* bit i: slot i is free */
+} attention_job;
+
+/* What a task works with: two panels of lanes (size, nr), two sums and a tile of the same
+ * shape, two chunks of scores (CHUNK, nr), and numbers per lane or per row of a chunk. */
+typedef struct workbench {
+    float *lane[2], *out[2], *tile, *s, *dp;
+    float top[CHUNK], sum[CHUNK], shrink[CHUNK], lse[CHUNK], delta[CHUNK];
+    i32 first[MAX_NR], last[MAX_NR];
+    int slot;
+} workbench;
+
+/* What score kernels know: one element per lane, or (slope_by_key) per row. */
+typedef struct lane_state {
+    const i32 *first, *last;
+    float *top, *sum, *shrink;
+    const float *lse, *delta;
+    float scale;
+} lane_state;
 
 /* Scores lie as s[row][lane], lane < nr: what a tile computes, and already the panel the
  * next product wants. Forward and dq have queries in the lanes and keys in the rows, so
  * that softmax is arithmetic between whole rows. A score outside first..last is -inf. */
-ALWAYS_INLINE void softmax_body(float *s, i64 keys, i64 at, const lane_state *q, float scale,
+ALWAYS_INLINE void softmax_body(float *s, float *dp, i64 keys, i64 at, const lane_state *q,
                                 i64 nr) {
+    const i32 *const first = q->first, *const last = q->last;
+    const float scale = q->scale;
     float top[MAX_NR], sum[MAX_NR] = {0};
+    (void)dp;
     for (i64 l = 0; l < nr; l++) top[l] = q->top[l];
     for (i64 j = 0; j < keys; j++)
         for (i64 l = 0; l < nr; l++) {
             const i32 key = (i32)(at + j);
-            const u32 seen = 0 - (u32)((q->first[l] <= key) & (key <= q->last[l]));
+            const u32 seen = 0 - (u32)((first[l] <= key) & (key <= last[l]));
             float x = pick_bits(seen, s[j * nr + l] * scale, -INFINITY);
             s[j * nr + l] = x;
             top[l] = x > top[l] ? x : top[l];
@@ -2036,8 +2386,11 @@ ALWAYS_INLINE void softmax_body(float *s, i64 keys, i64 at, const lane_state *q,
     for (i64 l = 0; l < nr; l++) q->sum[l] = q->sum[l] * q->shrink[l] + sum[l];
 }
 
-ALWAYS_INLINE void rescale_body(float *restrict out, const float *restrict tile,
-                                const float *restrict shrink, i64 rows, i64 nr) {
+/* out = out * shrink + tile, both (rows, nr) */
+ALWAYS_INLINE void rescale_body(float *restrict out, const float *restrict tile, i64 rows,
+                                i64 at, const lane_state *q, i64 nr) {
+    (void)at;
+    const float *restrict shrink = q->shrink;
     for (i64 d = 0; d < rows; d++)
         for (i64 l = 0; l < nr; l++)
             out[d * nr + l] = out[d * nr + l] * shrink[l] + tile[d * nr + l];
@@ -2045,20 +2398,23 @@ ALWAYS_INLINE void rescale_body(float *restrict out, const float *restrict tile,
 
 /* s becomes ds = scale p (dp - delta), queries in the lanes. */
 ALWAYS_INLINE void slope_by_query_body(float *restrict s, const float *restrict dp, i64 keys,
-                                       i64 at, const lane_state *q, float scale, i64 nr) {
+                                       i64 at, const lane_state *q, i64 nr) {
+    const i32 *const first = q->first, *const last = q->last;
+    const float *const lse = q->lse, *const delta = q->delta, scale = q->scale;
     for (i64 j = 0; j < keys; j++)
         for (i64 l = 0; l < nr; l++) {
             const i64 e = j * nr + l;
             const i32 key = (i32)(at + j);
-            const u32 seen = 0 - (u32)((q->first[l] <= key) & (key <= q->last[l]));
-            float p = exp_lane(pick_bits(seen, s[e] * scale - q->lse[l], -INFINITY));
-            s[e] = scale * p * (dp[e] - q->delta[l]);
+            const u32 seen = 0 - (u32)((first[l] <= key) & (key <= last[l]));
+            float p = exp_lane(pick_bits(seen, s[e] * scale - lse[l], -INFINITY));
+            s[e] = scale * p * (dp[e] - delta[l]);
         }
 }
 
 /* s becomes p and dp becomes ds, keys in the lanes. */
 ALWAYS_INLINE void slope_by_key_body(float *restrict s, float *restrict dp, i64 queries,
-                                     i64 at, const lane_state *q, float scale, i64 nr) {
+                                     i64 at, const lane_state *q, i64 nr) {
+    const float scale = q->scale;
     for (i64 j = 0; j < queries; j++) {
         const i32 first = q->first[j], last = q->last[j];
         const float lse = q->lse[j], delta = q->delta[j];
@@ -2068,471 +2424,123 @@ ALWAYS_INLINE void slope_by_key_body(float *restrict s, float *restrict dp, i64 
             const u32 seen = 0 - (u32)((first <= key) & (key <= last));
             float p = exp_lane(pick_bits(seen, s[e] * scale - lse, -INFINITY));
             s[e] = p;
-            dp[e] = scale * p * (dp[e] - delta);
+            dp[e] = pick_bits(seen, scale * p * (dp[e] - delta), 0);
         }
     }
 }
 
-/* -- Entries per level ---------------------------------------------------------------------- */
-#define DEFINE_LEAVES(LEVEL, AT, NR)                                                        \
-    AT FUSED static void act_fwd_##LEVEL(float *y, const float *x, i64 n, nxt_act_kind k) { \
-        act_fwd_body(y, x, n, k);                                                           \
-    }                                                                                       \
-    AT FUSED static void act_bwd_##LEVEL(float *dx, const float *dy, const float *x, i64 n, \
-                                         nxt_act_kind k) {                                  \
-        act_bwd_body(dx, dy, x, n, k);                                                      \
-    }                                                                                       \
-    AT FUSED static void add_##LEVEL(float *y, const float *a, const float *b,              \
-                                     const float *c, i64 n) {                               \
-        add_body(y, a, b, c, n);                                                            \
-    }                                                                                       \
-    AT FUSED static void norm_fwd_##LEVEL(float *y, float *stats, const float *x,           \
-                                          const float *w, const float *b, i64 n, float eps, \
-                                          nxt_norm_kind k) {                                \
-        norm_fwd_body(y, stats, x, w, b, n, eps, k);                                        \
-    }                                                                                       \
-    AT FUSED static void norm_bwd_##LEVEL(float *dx, float *dw, float *db, const float *dy, \
-                                          const float *x, const float *w,                   \
-                                          const float *stats, i64 n, nxt_norm_kind k) {     \
-        norm_bwd_body(dx, dw, db, dy, x, w, stats, n, k);                                   \
-    }                                                                                       \
-    AT FUSED static float xent_##LEVEL(float *z, i64 n, i32 label, bool backward) {         \
-        return xent_body(z, n, label, backward);                                            \
-    }                                                                                       \
-    AT FUSED static double sumsq_##LEVEL(const float *x, i64 n) { return sumsq_body(x, n); } \
-    AT FUSED static void adamw_##LEVEL(const nxt_adamw *u, i64 from, i64 n) {               \
-        adamw_body(u, from, n);                                                             \
-    }                                                                                       \
-    AT FUSED static void rope_##LEVEL(float *head, const float *c, const float *s, i64 n,   \
-                                      i64 apart) {                                          \
-        rope_body(head, c, s, n, apart);                                                    \
-    }                                                                                       \
-    AT FUSED static float dot_##LEVEL(const float *a, const float *b, i64 n) {              \
-        return dot_body(a, b, n);                                                           \
-    }                                                                                       \
-    AT FUSED static void attend_row_##LEVEL(float *y, float *lse, const float *q,           \
-                                            const float *k, i64 k_step, const float *v,     \
-                                            i64 v_step, i64 keys, i64 size, float scale) {  \
-        attend_row_body(y, lse, q, k, k_step, v, v_step, keys, size, scale);                \
-    }                                                                                       \
-    AT FUSED static void softmax_##LEVEL(float *s, i64 keys, i64 at, const lane_state *q,        \
-                                         float scale) {                                     \
-        softmax_body(s, keys, at, q, scale, NR);                                            \
-    }                                                                                       \
-    AT FUSED static void rescale_##LEVEL(float *out, const float *tile,                     \
-                                         const float *shrink, i64 rows) {                   \
-        rescale_body(out, tile, shrink, rows, NR);                                          \
-    }                                                                                       \
-    AT FUSED static void slope_by_query_##LEVEL(float *s, const float *dp, i64 keys,        \
-                                                i64 at, const lane_state *q, float scale) {      \
-        slope_by_query_body(s, dp, keys, at, q, scale, NR);                                 \
-    }                                                                                       \
-    AT FUSED static void slope_by_key_##LEVEL(float *s, float *dp, i64 queries, i64 at,     \
-                                              const lane_state *q, float scale) {                \
-        slope_by_key_body(s, dp, queries, at, q, scale, NR);                                \
-    }
+/* One query of one head, by itself, for decoding. The softmax runs along: when a piece of
+ * keys brings a new largest score, what was summed so far shrinks by exp(old - new). */
+ALWAYS_INLINE float dot_lanes(const float *a, const float *b, i64 n) {
+    float sum[LANES] = {0};
+    OVER_LANES(n, sum[l] += a[i] * b[i]);
+    return lane_sum(sum);
+}
 
-#define LEAVES(LEVEL)                                                                       \
+ALWAYS_INLINE void attention_row_body(void *arg, i64 task) {
+    enum { PIECE = 128 };
+    const attention_job *a = arg;
+    const i64 H = a->q.heads, r = task / H, h = task % H, g = h / (H / a->k.heads);
+    const i64 D = a->q.size, end = a->last[r] + 1;
+    const float *q = head_of(a->q, r, h);
+    float score[PIECE], top = -INFINITY, total = 0, *restrict y = head_of(a->y, r, h);
+    for (i64 d = 0; d < D; d++) y[d] = 0;
+    for (i64 from = a->first[r]; from < end; from += PIECE) {
+        const i64 n = min64(PIECE, end - from);
+        float sum[LANES] = {0};
+        for (i64 j = 0; j < n; j++)
+            score[j] = a->scale * dot_lanes(q, head_of(a->k, from + j, g), D);
+        const float larger = fmaxf(top, row_max(score, n)), shrink = expf(top - larger);
+        OVER_LANES(n, float e = exp_lane(score[i] - larger); score[i] = e; sum[l] += e);
+        total = total * shrink + lane_sum(sum);
+        for (i64 d = 0; d < D; d++) y[d] *= shrink;
+        for (i64 j = 0; j < n; j++) {
+            const float *restrict v = head_of(a->v, from + j, g);
+            for (i64 d = 0; d < D; d++) y[d] += score[j] * v[d];
+        }
+        top = larger;
+    }
+    for (i64 d = 0; d < D; d++) y[d] /= total;
+    row_of(a->lse, r)[h] = top + logf(total);
+}
+
+ALWAYS_INLINE void attention_delta_body(void *arg, i64 n) { /* dy.y of every head: §6 */
+    const attention_job *a = arg;
+    for (int h = 0; h < a->q.heads; h++)
+        row_of(a->delta, n)[h] = dot_lanes(head_of(a->dy, n, h), head_of(a->y, n, h),
+                                           a->q.size);
+}
+
+/* -- Entries per level ------------------------------------------------------------------------- */
+#define ROW_ENTRY(AT, LEVEL, NAME)                                                          \
+    AT FUSED static void NAME##_##LEVEL(const row_job *j, piece p) { NAME##_row(j, p); }
+#define TASK_ENTRY(AT, NAME, BODY)                                                          \
+    AT FUSED static void NAME(void *arg, i64 i) { BODY(arg, i); }
+#define SCORE_ENTRY(AT, LEVEL, NAME, NR)                                                    \
+    AT FUSED static void NAME##_##LEVEL(float *s, float *dp, i64 rows, i64 at,              \
+                                        const lane_state *q) {                              \
+        NAME##_body(s, dp, rows, at, q, NR);                                                \
+    }
+#define DEFINE_ENTRIES(AT, LEVEL, NR)                                                       \
+    ROW_ENTRY(AT, LEVEL, act_fwd) ROW_ENTRY(AT, LEVEL, act_bwd) ROW_ENTRY(AT, LEVEL, add)   \
+    ROW_ENTRY(AT, LEVEL, norm_fwd) ROW_ENTRY(AT, LEVEL, xent) ROW_ENTRY(AT, LEVEL, sumsq)   \
+    ROW_ENTRY(AT, LEVEL, adamw) ROW_ENTRY(AT, LEVEL, rope)                                  \
+    TASK_ENTRY(AT, norm_bwd_##LEVEL, norm_bwd_rows)                                         \
+    TASK_ENTRY(AT, attention_row_##LEVEL, attention_row_body)                               \
+    TASK_ENTRY(AT, attention_delta_##LEVEL, attention_delta_body)                           \
+    SCORE_ENTRY(AT, LEVEL, softmax, NR) SCORE_ENTRY(AT, LEVEL, rescale, NR)                 \
+    SCORE_ENTRY(AT, LEVEL, slope_by_query, NR) SCORE_ENTRY(AT, LEVEL, slope_by_key, NR)
+#define ENTRIES(LEVEL)                                                                      \
     .f32.pack = pack_##LEVEL, .f32.k_per_word = 1, .merge = merge_##LEVEL,                  \
     .dots = dots_##LEVEL, .dots1 = dots1_##LEVEL, .act_fwd = act_fwd_##LEVEL,               \
     .act_bwd = act_bwd_##LEVEL, .add = add_##LEVEL, .norm_fwd = norm_fwd_##LEVEL,           \
     .norm_bwd = norm_bwd_##LEVEL, .xent = xent_##LEVEL, .sumsq = sumsq_##LEVEL,             \
-    .adamw = adamw_##LEVEL, .rope = rope_##LEVEL, .dot = dot_##LEVEL,                       \
-    .attend_row = attend_row_##LEVEL, .softmax = softmax_##LEVEL,                           \
+    .adamw = adamw_##LEVEL, .rope = rope_##LEVEL, .attention_row = attention_row_##LEVEL,   \
+    .attention_delta = attention_delta_##LEVEL, .softmax = softmax_##LEVEL,                 \
     .rescale = rescale_##LEVEL, .slope_by_query = slope_by_query_##LEVEL,                   \
     .slope_by_key = slope_by_key_##LEVEL
 
-DEFINE_LEAVES(baseline, AT_BASELINE, 8)
+DEFINE_ENTRIES(AT_BASELINE, baseline, 8)
 static const kernels kernels_baseline = {
-    .nr = 8, .dots_rows = 2, BASELINE_TILES, LEAVES(baseline)};
+    .nr = 8, .dots_rows = 2, BASELINE_TILES, ENTRIES(baseline)};
 
 #if NXT_HAS_X86
-DEFINE_LEAVES(avx2, AT_AVX2, 24)
+DEFINE_ENTRIES(AT_AVX2, avx2, 24)
 static const kernels kernels_avx2 = {
-    .mr = 4, .nr = 24, .dots_rows = 2, .f32.tile = {tile1_avx2, tile4_avx2}, LEAVES(avx2)};
+    .mr = 4, .nr = 24, .dots_rows = 2, .f32.tile = {tile1_avx2, tile4_avx2}, ENTRIES(avx2)};
 
-DEFINE_LEAVES(avx512, AT_AVX512, 32)
+DEFINE_ENTRIES(AT_AVX512, avx512, 32)
 static const kernels kernels_avx512 = {
     .mr = 12, .nr = 32, .dots_rows = 4,
-    .f32.tile = {tile1_avx512, tile4_avx512, tile8_avx512, tile12_avx512}, LEAVES(avx512)};
+    .f32.tile = {tile1_avx512, tile4_avx512, tile8_avx512, tile12_avx512}, ENTRIES(avx512)};
 #endif
 
-/* -- Drivers: rows --------------------------------------------------------------------------
- * Most operations are the same work on every row, or on pieces of rows. A task is about
- * GRAIN elements: long enough to be worth handing out, short enough to share evenly. */
-enum { GRAIN = 1 << 14 };
-
-typedef struct row_job {
-    const kernels *f;
-    void (*run)(const struct row_job *j, i64 task, i64 r, i64 c, i64 n);
-    i64 rows, cols, piece, rows_per_task;
-    mat y, a, b, c;
-    heads x, x2;
-    const i32 *index, *index2;
-    const float *w, *bias;
-    const nxt_adamw *update;
-    double *sums;
-    float *loss;
-    float value;
-    int kind;
-} row_job;
-
-static void row_task(void *arg, i64 task) {
-    const row_job *j = arg;
-    const i64 across = ceil_div(j->cols, j->piece), c = task % across * j->piece;
-    const i64 from = task / across * j->rows_per_task;
-    for (i64 r = from; r < min64(j->rows, from + j->rows_per_task); r++)
-        j->run(j, task, r, c, min64(j->piece, j->cols - c));
-}
-
-/* Runs j on rows x cols, in pieces of at most `piece` columns. Returns the tasks made. */
-static i64 for_rows(nxt_context *cx, row_job *j, i64 rows, i64 cols, i64 piece) {
-    if (!rows || !cols) return 0;
-    j->f = cx->fast;
-    j->rows = rows;
-    j->cols = cols;
-    j->piece = min64(cols, piece);
-    j->rows_per_task = max64(1, GRAIN / j->piece);
-    const i64 tasks = ceil_div(cols, j->piece) * ceil_div(rows, j->rows_per_task);
-    parallel_for(cx, tasks, row_task, j);
-    return tasks;
-}
-
-/* One row as aligned f32: the row itself, or a copy in *space, which moves on. */
-static const float *as_floats(mat row, float **space) {
-    if (!row.p || (row.type == F32 && (uintptr_t)row.p % sizeof(float) == 0)) return row.p;
-    float *copy = *space;
-    load_floats(copy, row.p, row.type, 0, row.cols);
-    *space += row.cols;
-    return copy;
-}
-
-static void act_fwd_row(const row_job *j, i64 task, i64 r, i64 c, i64 n) {
-    (void)task;
-    j->f->act_fwd(row_of(j->y, r) + c, row_of(j->a, r) + c, n, (nxt_act_kind)j->kind);
-}
-static void fast_act_fwd(void *s, mat y, mat x, nxt_act_kind kind) {
-    row_job j = {.run = act_fwd_row, .y = y, .a = x, .kind = (int)kind};
-    for_rows(s, &j, y.rows, y.cols, GRAIN);
-}
-
-static void act_bwd_row(const row_job *j, i64 task, i64 r, i64 c, i64 n) {
-    (void)task;
-    j->f->act_bwd(row_of(j->y, r) + c, row_of(j->a, r) + c, row_of(j->b, r) + c, n,
-                  (nxt_act_kind)j->kind);
-}
-static void fast_act_bwd(void *s, mat dx, mat dy, mat x, nxt_act_kind kind) {
-    row_job j = {.run = act_bwd_row, .y = dx, .a = dy, .b = x, .kind = (int)kind};
-    for_rows(s, &j, dx.rows, dx.cols, GRAIN);
-}
-
-static void add_row(const row_job *j, i64 task, i64 r, i64 c, i64 n) {
-    (void)task;
-    j->f->add(row_of(j->y, r) + c, row_of(j->a, r) + c, row_of(j->b, r) + c,
-              j->c.p ? row_of(j->c, r) + c : NULL, n);
-}
-static void fast_add(void *s, mat y, mat a, mat b, mat c) {
-    row_job j = {.run = add_row, .y = y, .a = a, .b = b, .c = c};
-    for_rows(s, &j, y.rows, y.cols, GRAIN);
-}
-
-static void norm_fwd_row(const row_job *j, i64 task, i64 r, i64 c, i64 n) {
-    (void)task, (void)c;
-    j->f->norm_fwd(row_of(j->y, r), row_of(j->c, r), row_of(j->a, r), j->w, j->bias, n,
-                   j->value, (nxt_norm_kind)j->kind);
-}
-static void fast_norm_fwd(void *s, mat y, mat stats, mat x, mat w, mat b, float eps,
-                          nxt_norm_kind kind) {
-    float *space = ((nxt_context *)s)->workspace;
-    row_job j = {.run = norm_fwd_row, .y = y, .a = x, .c = stats, .value = eps,
-                 .kind = (int)kind, .w = as_floats(w, &space), .bias = as_floats(b, &space)};
-    for_rows(s, &j, x.rows, x.cols, x.cols);
-}
-
-static void xent_row(const row_job *j, i64 task, i64 r, i64 c, i64 n) {
-    (void)task, (void)c;
-    float *z = row_of(j->y, r);
-    const i32 label = j->index[r];
-    j->loss[r] = label < 0 ? 0 : j->f->xent(z, n, label, j->kind);
-    if (label < 0 && j->kind) memset(z, 0, (size_t)n * sizeof *z);
-}
-static void fast_xent(void *s, float *loss, mat logits, const i32 *label, int backward) {
-    row_job j = {.run = xent_row, .y = logits, .loss = loss, .index = label,
-                 .kind = backward};
-    for_rows(s, &j, logits.rows, logits.cols, logits.cols);
-}
-
-static void rope_row(const row_job *j, i64 task, i64 r, i64 c, i64 n) {
-    enum { MOST = 128 };
-    float cosine[MOST], sine[MOST];
-    (void)task, (void)c;
-    for (i64 from = 0; from < n; from += MOST) { /* one turn per pair, for all heads */
-        const i64 pairs = min64(MOST, n - from);
-        for (i64 i = 0; i < pairs; i++) {
-            const float angle = (float)j->index[r] * j->w[from + i];
-            cosine[i] = cosf(angle);
-            sine[i] = j->value * sinf(angle);
-        }
-        for (int h = 0; h < j->x.heads; h++)
-            j->f->rope(head_of(j->x, r, h) + from, cosine, sine, pairs, n);
-    }
-}
-static void fast_rope(void *s, heads x, const float *freq, int pairs, const i32 *pos,
-                      float sign) {
-    row_job j = {.run = rope_row, .x = x, .w = freq, .index = pos, .value = sign};
-    for_rows(s, &j, x.rows, pairs, pairs);
-}
-
-static void embed_fwd_row(const row_job *j, i64 task, i64 r, i64 c, i64 n) {
-    float *y = row_of(j->y, r) + c, wpe[BLOCK];
-    (void)task;
-    load_floats(y, j->a.p, j->a.type, j->index[r] * j->a.stride + c, n);
-    for (i64 i = 0; j->b.p && i < n; i += BLOCK) {
-        const i64 m = min64(BLOCK, n - i);
-        load_floats(wpe, j->b.p, j->b.type, j->index2[r] * j->b.stride + c + i, m);
-        for (i64 k = 0; k < m; k++) y[i + k] += wpe[k];
-    }
-}
-static void fast_embed_fwd(void *s, mat y, mat wte, mat wpe, const i32 *ids, const i32 *pos) {
-    row_job j = {.run = embed_fwd_row, .y = y, .a = wte, .b = wpe, .index = ids,
-                 .index2 = pos};
-    for_rows(s, &j, y.rows, y.cols, GRAIN);
-}
-
-static void gather_row(const row_job *j, i64 task, i64 r, i64 c, i64 n) {
-    (void)task;
-    memcpy(row_of(j->y, r) + c, row_of(j->a, j->index[r]) + c, (size_t)n * sizeof(float));
-}
-static void fast_gather(void *s, mat y, mat x, const i32 *rows) {
-    row_job j = {.run = gather_row, .y = y, .a = x, .index = rows};
-    for_rows(s, &j, y.rows, y.cols, GRAIN);
-}
-
-static void scatter_row(const row_job *j, i64 task, i64 r, i64 c, i64 n) {
-    (void)task;
-    memcpy(row_of(j->y, j->index[r]) + c, row_of(j->a, r) + c, (size_t)n * sizeof(float));
-}
-static void fast_scatter(void *s, mat y, mat x, const i32 *rows) { /* rows are distinct */
-    row_job j = {.run = scatter_row, .y = y, .a = x, .index = rows};
-    for_rows(s, &j, x.rows, x.cols, GRAIN);
-}
-
-static void store_row(const row_job *j, i64 task, i64 r, i64 c, i64 n) {
-    (void)task, (void)c, (void)n;
-    for (int h = 0; h < j->x2.heads; h++)
-        memcpy(head_of(j->x, j->index[r], h), head_of(j->x2, r, h),
-               (size_t)j->x2.size * sizeof(float));
-}
-static void fast_store(void *s, heads y, heads x, const i32 *slot) {
-    row_job j = {.run = store_row, .x = y, .x2 = x, .index = slot};
-    const i64 cols = (i64)x.heads * x.size;
-    for_rows(s, &j, x.rows, cols, cols);
-}
-
-static void fill_row(const row_job *j, i64 task, i64 r, i64 c, i64 n) {
-    float *y = row_of(j->y, r) + c;
-    (void)task;
-    for (i64 i = 0; i < n; i++) y[i] = j->value;
-}
-static void fast_fill(void *s, mat x, float value) {
-    row_job j = {.run = fill_row, .y = x, .value = value};
-    for_rows(s, &j, x.rows, x.cols, GRAIN);
-}
-
-static void convert_row(const row_job *j, i64 task, i64 r, i64 c, i64 n) {
-    float block[BLOCK];
-    (void)task;
-    if (j->y.type == F32) {
-        load_floats(row_of(j->y, r) + c, j->a.p, j->a.type, r * j->a.stride + c, n);
-        return;
-    }
-    u16 *y = (u16 *)j->y.p + r * j->y.stride + c;
-    for (i64 i = 0; i < n; i += BLOCK) {
-        const i64 m = min64(BLOCK, n - i);
-        load_floats(block, j->a.p, j->a.type, r * j->a.stride + c + i, m);
-        for (i64 k = 0; k < m; k++)
-            y[i + k] = j->y.type == F16 ? f32_to_f16(block[k]) : f32_to_bf16(block[k]);
-    }
-}
-static void fast_convert(void *s, mat y, mat x) {
-    row_job j = {.run = convert_row, .y = y, .a = x};
-    for_rows(s, &j, y.rows, y.cols, GRAIN);
-}
-
-static void adamw_row(const row_job *j, i64 task, i64 r, i64 c, i64 n) {
-    (void)task, (void)r;
-    j->f->adamw(j->update, c, n);
-}
-static void fast_adamw(void *s, const nxt_adamw *u) {
-    row_job j = {.run = adamw_row, .update = u};
-    for_rows(s, &j, 1, u->n, GRAIN);
-}
-
-/* -- Drivers: sums over rows ----------------------------------------------------------------- */
-static void sumsq_row(const row_job *j, i64 task, i64 r, i64 c, i64 n) {
-    const double before = r % j->rows_per_task ? j->sums[task] : 0;
-    j->sums[task] = before + j->f->sumsq(row_of(j->y, r) + c, n);
-}
-static void fast_sumsq(void *s, double *out, mat x) {
-    row_job j = {.run = sumsq_row, .y = x, .sums = (void *)((nxt_context *)s)->workspace};
-    const i64 tasks = for_rows(s, &j, x.rows, x.cols, GRAIN);
-    for (i64 i = 0; i < tasks; i++) *out += j.sums[i];
-}
-
-/* Rows repeat an id, so a task takes all rows of a few columns: it adds in their order. */
-static void embed_bwd_task(void *arg, i64 task) {
-    const row_job *j = arg;
-    const i64 c0 = task * j->piece, c1 = min64(j->cols, c0 + j->piece);
-    for (i64 r = 0; r < j->rows; r++) {
-        const float *restrict dy = row_of(j->y, r);
-        float *restrict wte = j->a.p ? row_of(j->a, j->index[r]) : NULL;
-        float *restrict wpe = j->b.p ? row_of(j->b, j->index2[r]) : NULL;
-        for (i64 c = c0; wte && c < c1; c++) wte[c] += dy[c];
-        for (i64 c = c0; wpe && c < c1; c++) wpe[c] += dy[c];
-    }
-}
-static void fast_embed_bwd(void *s, mat dwte, mat dwpe, mat dy, const i32 *ids,
-                           const i32 *pos) {
-    row_job j = {.y = dy, .a = dwte, .b = dwpe, .index = ids, .index2 = pos,
-                 .rows = dy.rows, .cols = dy.cols, .piece = BLOCK};
-    parallel_for(s, ceil_div(dy.cols, BLOCK), embed_bwd_task, &j);
-}
-
-/* Sums over the rows: every block of rows adds into its own pair of lines, then the lines
- * are added from the first block to the last. */
-enum { SUM_BLOCKS = 128 };
-
-typedef struct sum_job {
-    const kernels *f;
-    mat dx, dy, x, stats;
-    const float *w;
-    nxt_norm_kind kind;
-    i64 rows_per_block, blocks, cols;
-    float *lines, *dw, *db; /* lines: (blocks, 2, cols): dw, db */
-} sum_job;
-
-static void sum_rows_task(void *arg, i64 block) {
-    const sum_job *j = arg;
-    const i64 from = block * j->rows_per_block, C = j->cols;
-    const i64 end = min64(j->dy.rows, from + j->rows_per_block);
-    float *dw = j->lines + block * 2 * C, *db = dw + C;
-    memset(dw, 0, 2 * (size_t)C * sizeof *dw);
-    for (i64 r = from; r < end; r++)
-        if (j->dx.p)
-            j->f->norm_bwd(row_of(j->dx, r), j->dw ? dw : NULL, j->db ? db : NULL,
-                           row_of(j->dy, r), row_of(j->x, r), j->w, row_of(j->stats, r), C,
-                           j->kind);
-        else j->f->add(db, db, row_of(j->dy, r), NULL, C);
-}
-
-static void sum_lines_task(void *arg, i64 task) {
-    const sum_job *j = arg;
-    const i64 from = task * BLOCK, n = min64(BLOCK, j->cols - from);
-    for (int which = 0; which < 2; which++) {
-        float *out = which ? j->db : j->dw, total[BLOCK] = {0};
-        const float *line = j->lines + which * j->cols + from;
-        if (!out) continue;
-        for (i64 b = 0; b < j->blocks; b++, line += 2 * j->cols)
-            for (i64 i = 0; i < n; i++) total[i] += line[i];
-        for (i64 i = 0; i < n; i++) out[from + i] += total[i];
-    }
-}
-
-static void sum_rows(nxt_context *cx, sum_job *j) {
-    if (!j->dy.rows || !j->dy.cols) return;
-    j->f = cx->fast;
-    j->cols = j->dy.cols;
-    const i64 room = cx->workspace + WORKSPACE - j->lines;
-    const i64 most = max64(1, min64(SUM_BLOCKS, room / (2 * j->cols)));
-    j->rows_per_block = max64(ceil_div(j->dy.rows, most), min64(16, GRAIN / j->cols + 1));
-    j->blocks = ceil_div(j->dy.rows, j->rows_per_block);
-    parallel_for(cx, j->blocks, sum_rows_task, j);
-    if (j->dw || j->db) parallel_for(cx, ceil_div(j->cols, BLOCK), sum_lines_task, j);
-}
-
-static void fast_norm_bwd(void *s, mat dx, mat dw, mat db, mat dy, mat x, mat w, mat stats,
-                          nxt_norm_kind kind) {
-    float *space = ((nxt_context *)s)->workspace;
-    sum_job j = {.dx = dx, .dy = dy, .x = x, .stats = stats, .w = as_floats(w, &space),
-                 .kind = kind, .lines = space, .dw = dw.p, .db = db.p};
-    sum_rows(s, &j);
-}
-
-static void fast_bias_bwd(void *s, mat db, mat dy) {
-    sum_job j = {.dy = dy, .lines = ((nxt_context *)s)->workspace, .db = db.p};
-    sum_rows(s, &j);
-}
-
-/* -- Drivers: attention ------------------------------------------------------------------------
- * No T x T matrix. A task owns LANE_PANELS panels of nr lanes of one head (queries, or keys
- * for dk and dv) and walks through the other side in chunks of CHUNK rows, skipping those
- * that none of its lanes sees. All products are tiles of §7:
- *
- *                      scores s[row][lane]             accumulated out[d][lane]
- *   forward  keys x queries    s = K Q'                        y'  = V' p
- *   dq       keys x queries    s = K Q',  dp = V dY'           dq' = K' ds
- *   dk, dv   queries x keys    s = Q K',  dp = dY V'           dk' = Q' ds,  dv' = dY' p
- *
- * dk and dv get their own pass, which computes s and dp again (7 products where 5 would do):
- * so every number is summed by one task in one order. */
-enum { LANE_PANELS = 4, CHUNK = 96 };
-
-typedef struct attention_job {
-    const kernels *f;
-    heads y, q, k, v, dy, dq, dk, dv;
-    mat lse, delta;
-    const i32 *first, *last;
-    float scale;
-    float *space;     /* one slot per task that runs at the moment */
-    i64 slot;         /* floats of it */
-    _Atomic u64 free; /* bit i: slot i is free */
-} attention_job;
-
-/* What a task works with. */
-typedef struct workbench {
-    float *lane[2];       /* panels (LANE_PANELS, size, nr) */
-    float *out[2];        /* (LANE_PANELS, size, nr) */
-    float *s, *dp, *tile; /* (CHUNK, nr) twice, (size, nr) */
-    float *top, *sum, *shrink, *lse, *delta;
-    i32 *first, *last;
-} workbench;
-
-/* A zero fill would do for the lanes that the last panel lacks, but for first and last. */
-static i64 lay_out(const attention_job *a, float *at, workbench *b) {
-    float *const start = at;
-    const i64 nr = a->f->nr, lanes = LANE_PANELS * nr, stats = lanes > CHUNK ? lanes : CHUNK;
-    for (int i = 0; i < 2; i++, at += lanes * a->q.size) b->lane[i] = at;
-    for (int i = 0; i < 2; i++, at += lanes * a->q.size) b->out[i] = at;
-    b->s = at, at += CHUNK * nr;
-    b->dp = at, at += CHUNK * nr;
-    b->tile = at, at += a->q.size * nr;
-    float **const stat[] = {&b->top, &b->sum, &b->shrink, &b->lse, &b->delta};
-    for (int i = 0; i < 5; i++, at += stats) *stat[i] = at;
-    b->first = (i32 *)(void *)at, at += stats;
-    b->last = (i32 *)(void *)at, at += stats;
-    return (at - start + 15) / 16 * 16;
-}
-
 static void attention_space(nxt_context *cx, attention_job *a) {
-    workbench unused;
     a->f = cx->fast;
     a->space = cx->workspace;
-    a->slot = lay_out(a, a->space, &unused);
+    a->slot = ((5 * a->q.size + 2 * CHUNK) * a->f->nr + 15) / 16 * 16;
     const i64 slots = min64(64, WORKSPACE / a->slot);
     atomic_init(&a->free, slots < 64 ? ((u64)1 << slots) - 1 : ~(u64)0);
 }
 
-static int take_slot(attention_job *a, workbench *b) {
+static void take_slot(attention_job *a, workbench *b) {
+    const i64 panel = a->q.size * a->f->nr, chunk = CHUNK * a->f->nr;
     u64 free = atomic_load(&a->free);
     while (!free || !atomic_compare_exchange_weak(&a->free, &free, free & (free - 1)))
         if (!free) free = atomic_load(&a->free); /* more threads than slots: rare */
-    const int slot = __builtin_ctzll(free);
-    lay_out(a, a->space + slot * a->slot, b);
-    return slot;
+    b->slot = __builtin_ctzll(free);
+    float *const at = a->space + b->slot * a->slot;
+    b->lane[0] = at, b->lane[1] = at + panel, b->tile = at + 2 * panel;
+    b->out[0] = at + 3 * panel, b->out[1] = at + 4 * panel;
+    b->s = at + 5 * panel, b->dp = b->s + chunk;
+    memset(b->out[0], 0, 2 * (size_t)panel * sizeof(float));
+    for (i64 l = 0; l < a->f->nr; l++) b->top[l] = -INFINITY, b->sum[l] = 0, b->shrink[l] = 1;
 }
-static void give_slot(attention_job *a, int slot) { atomic_fetch_or(&a->free, (u64)1 << slot); }
+static void give_slot(attention_job *a, const workbench *b) {
+    atomic_fetch_or(&a->free, (u64)1 << b->slot);
+}
 
-/* Panels whose lanes are rows of a head. */
+/* A panel whose lanes are rows of a head. */
 static void pack_head(const attention_job *a, float *out, heads x, i64 h, i64 row, i64 rows) {
     const operand o = {(const char *)head_of(x, 0, h), F32, x.stride, 1};
     a->f->f32.pack(out, &o, row, rows, 0, x.size);
@@ -2545,93 +2553,84 @@ static void tiles(const kernels *f, float *out, const float *a, i64 a_row, i64 a
         m += tile_rows(f, &f->f32, M - m, out + m * f->nr, a + m * a_row, a_row, a_step, b, K);
 }
 
-/* The same with a(m, k) = column k of head h in row m, and with column m in row k. */
-static void tiles_rows(const attention_job *a, float *out, heads x, i64 h, i64 row,
-                       const float *b, i64 rows) {
-    tiles(a->f, out, head_of(x, row, h), x.stride, 1, b, rows, x.size);
-}
-static void tiles_columns(const attention_job *a, float *out, heads x, i64 h, i64 row,
-                          const float *b, i64 rows) {
-    tiles(a->f, out, head_of(x, row, h), 1, x.stride, b, x.size, rows);
+/* s = X lanes: the lanes' product with rows of head h of x. */
+static void scores(const attention_job *a, float *s, heads x, i64 h, i64 row, i64 rows,
+                   const float *lanes) {
+    tiles(a->f, s, head_of(x, row, h), x.stride, 1, lanes, rows, x.size);
 }
 
-/* Does any of n queries see a key in [from, end)? */
-static bool any_sees(const i32 *first, const i32 *last, i64 n, i64 from, i64 end) {
-    for (i64 i = 0; i < n; i++)
-        if (first[i] < end && last[i] >= from) return true;
-    return false;
+/* out = out * shrink + X' s */
+static void add_product(const attention_job *a, workbench *b, float *out, heads x, i64 h,
+                       i64 row, i64 rows, const float *s) {
+    tiles(a->f, b->tile, head_of(x, row, h), 1, x.stride, s, x.size, rows);
+    const lane_state state = {.shrink = b->shrink};
+    a->f->rescale(out, b->tile, x.size, 0, &state);
 }
 
-/* Ranges of `lanes` queries from n0, and the keys they see in all: [*from, *end). */
-static void set_ranges(const attention_job *a, workbench *b, i64 n0, i64 count, i64 lanes, i64 *from,
-                       i64 *end) {
-    *from = a->k.rows, *end = 0;
-    for (i64 i = 0; i < lanes; i++) { /* a lane without a query sees nothing */
-        b->first[i] = i < count ? a->first[n0 + i] : 1;
-        b->last[i] = i < count ? a->last[n0 + i] : 0;
-        if (b->first[i] > b->last[i]) continue;
-        *from = min64(*from, b->first[i]);
-        *end = max64(*end, b->last[i] + 1);
-    }
-}
-
-static lane_state lanes_at(const workbench *b, i64 at) {
-    return (lane_state){.first = b->first + at, .last = b->last + at, .top = b->top + at,
-                   .sum = b->sum + at, .shrink = b->shrink + at, .lse = b->lse + at,
-                   .delta = b->delta + at};
-}
-
-/* Writes out[d][lane] to rows n0.. of a head, times factor[lane] (absent: 1). */
+/* Writes out[d][lane] to `count` rows of a head from row n0, times factor[lane]. */
 static void write_lanes(const attention_job *a, heads y, i64 h, i64 n0, i64 count,
                         const float *out, const float *factor) {
-    const i64 nr = a->f->nr;
-    for (i64 i = 0; i < count; i++) {
-        const float *from = out + i / nr * a->q.size * nr + i % nr;
-        float *to = head_of(y, n0 + i, h), scale = factor ? factor[i] : 1;
-        for (i64 d = 0; d < y.size; d++) to[d] = from[d * nr] * scale;
+    for (i64 i = 0; i < count; i++)
+        for (i64 d = 0; d < y.size; d++)
+            head_of(y, n0 + i, h)[d] = out[d * a->f->nr + i] * factor[i];
+}
+
+/* The task's queries: `count` of them from row n0 of head h, which read key head g. */
+typedef struct queries { i64 h, g, n0, count; } queries;
+
+static queries take_queries(attention_job *a, workbench *b, i64 task) {
+    const i64 nr = a->f->nr, H = a->q.heads;
+    queries q = {.h = task % H, .n0 = task / H * nr};
+    q.g = q.h / (H / a->k.heads);
+    q.count = min64(nr, a->q.rows - q.n0);
+    take_slot(a, b);
+    for (i64 i = 0; i < nr; i++) { /* a lane without a query sees nothing */
+        b->first[i] = i < q.count ? a->first[q.n0 + i] : INT32_MAX;
+        b->last[i] = i < q.count ? a->last[q.n0 + i] : -1;
     }
+    pack_head(a, b->lane[0], a->q, q.h, q.n0, q.count);
+    return q;
+}
+
+/* The next chunk of key rows from *at on, every row of which some lane sees: rows between
+ * the ranges of two sequences may hold anything, and 0 times NaN is NaN. Returns its
+ * length, 0 at the end. */
+static i64 next_chunk(const workbench *b, i64 count, i64 *at) {
+    i64 start = INT64_MAX, end;
+    for (i64 i = 0; i < count; i++)
+        if (b->last[i] >= max64(*at, b->first[i])) start = min64(start, max64(*at, b->first[i]));
+    if (start == INT64_MAX) return 0;
+    for (i64 grown = start, again = 1; again; grown = end) {
+        end = grown;
+        for (i64 i = 0; i < count; i++)
+            if (b->first[i] <= end) end = max64(end, b->last[i] + 1);
+        again = end > grown && end < start + CHUNK;
+    }
+    *at = start;
+    return min64(CHUNK, end - start);
+}
+
+static lane_state state_of(const attention_job *a, workbench *b) {
+    return (lane_state){b->first, b->last, b->top,   b->sum,
+                        b->shrink, b->lse, b->delta, a->scale};
 }
 
 static void attention_fwd_task(void *arg, i64 task) {
     attention_job *a = arg;
-    const kernels *f = a->f;
-    const i64 nr = f->nr, D = a->q.size, H = a->q.heads, h = task % H;
-    const i64 n0 = task / H * LANE_PANELS * nr, g = h / (H / a->k.heads);
-    const i64 count = min64(LANE_PANELS * nr, a->q.rows - n0), width = ceil_div(count, nr) * nr;
-    i64 from, end;
     workbench b;
-    const int slot = take_slot(a, &b);
-    set_ranges(a, &b, n0, count, width, &from, &end);
-    pack_head(a, b.lane[0], a->q, h, n0, count);
-    memset(b.out[0], 0, (size_t)(width * D) * sizeof(float));
-    for (i64 i = 0; i < width; i++) b.top[i] = -INFINITY, b.sum[i] = 0;
-    for (i64 j = from; j < end; j += CHUNK) {
-        const i64 keys = min64(CHUNK, end - j);
-        if (!any_sees(b.first, b.last, count, j, j + keys)) continue;
-        for (i64 l = 0; l < width; l += nr) {
-            const lane_state q = lanes_at(&b, l);
-            if (!any_sees(q.first, q.last, nr, j, j + keys)) continue;
-            tiles_rows(a, b.s, a->k, g, j, b.lane[0] + l * D, keys);
-            f->softmax(b.s, keys, j, &q, a->scale);
-            tiles_columns(a, b.tile, a->v, g, j, b.s, keys);
-            f->rescale(b.out[0] + l * D, b.tile, q.shrink, D);
-        }
+    const queries q = take_queries(a, &b, task);
+    const lane_state state = state_of(a, &b);
+    for (i64 j = 0, keys; (keys = next_chunk(&b, q.count, &j)) > 0; j += keys) {
+        scores(a, b.s, a->k, q.g, j, keys, b.lane[0]);
+        a->f->softmax(b.s, NULL, keys, j, &state);
+        add_product(a, &b, b.out[0], a->v, q.g, j, keys, b.s);
     }
-    for (i64 i = 0; i < count; i++) {
-        row_of(a->lse, n0 + i)[h] = b.top[i] + logf(b.sum[i]);
+    for (i64 i = 0; i < q.count; i++) {
+        row_of(a->lse, q.n0 + i)[q.h] = b.top[i] + logf(b.sum[i]);
         b.sum[i] = 1 / b.sum[i];
     }
-    write_lanes(a, a->y, h, n0, count, b.out[0], b.sum);
-    give_slot(a, slot);
-}
-
-static void attention_row_task(void *arg, i64 task) {
-    const attention_job *a = arg;
-    const i64 H = a->q.heads, n = task / H, h = task % H, g = h / (H / a->k.heads);
-    const i64 from = a->first[n];
-    a->f->attend_row(head_of(a->y, n, h), &row_of(a->lse, n)[h], head_of(a->q, n, h),
-                     head_of(a->k, from, g), a->k.stride, head_of(a->v, from, g), a->v.stride,
-                     a->last[n] - from + 1, a->q.size, a->scale);
+    write_lanes(a, a->y, q.h, q.n0, q.count, b.out[0], b.sum);
+    give_slot(a, &b);
 }
 
 /* Panels pay when neighbouring rows see the same keys. One row per sequence (decoding) has
@@ -2645,115 +2644,79 @@ static bool rows_share_keys(const attention_job *a) {
 
 static void fast_attention_fwd(void *s, heads y, mat lse, heads q, heads k, heads v,
                                const i32 *first, const i32 *last, float scale) {
-    attention_job a = {.y = y, .q = q, .k = k, .v = v, .lse = lse, .first = first, .last = last,
-                   .scale = scale};
+    attention_job a = {.y = y, .q = q, .k = k, .v = v, .lse = lse, .first = first,
+                       .last = last, .scale = scale};
     attention_space(s, &a);
-    if (!rows_share_keys(&a)) {
-        parallel_for(s, q.rows * q.heads, attention_row_task, &a);
-        return;
-    }
-    parallel_for(s, ceil_div(q.rows, LANE_PANELS * a.f->nr) * q.heads, attention_fwd_task, &a);
+    if (rows_share_keys(&a))
+        parallel_for(s, ceil_div(q.rows, a.f->nr) * q.heads, attention_fwd_task, &a);
+    else parallel_for(s, q.rows * q.heads, a.f->attention_row, &a);
 }
 
-static void delta_task(void *arg, i64 n) { /* dy.y of every head: §6 */
-    const attention_job *a = arg;
-    for (int h = 0; h < a->q.heads; h++)
-        row_of(a->delta, n)[h] = a->f->dot(head_of(a->dy, n, h), head_of(a->y, n, h),
-                                           a->q.size);
+/* lse and delta of `rows` queries from row n on */
+static void take_statistics(const attention_job *a, workbench *b, i64 h, i64 n, i64 rows) {
+    for (i64 i = 0; i < rows; i++) {
+        b->lse[i] = row_of(a->lse, n + i)[h];
+        b->delta[i] = row_of(a->delta, n + i)[h];
+    }
 }
 
 static void attention_dq_task(void *arg, i64 task) {
     attention_job *a = arg;
-    const kernels *f = a->f;
-    const i64 nr = f->nr, D = a->q.size, H = a->q.heads, h = task % H;
-    const i64 n0 = task / H * LANE_PANELS * nr, g = h / (H / a->k.heads);
-    const i64 count = min64(LANE_PANELS * nr, a->q.rows - n0), width = ceil_div(count, nr) * nr;
-    i64 from, end;
     workbench b;
-    const int slot = take_slot(a, &b);
-    set_ranges(a, &b, n0, count, width, &from, &end);
-    pack_head(a, b.lane[0], a->q, h, n0, count);
-    pack_head(a, b.lane[1], a->dy, h, n0, count);
-    memset(b.out[0], 0, (size_t)(width * D) * sizeof(float));
-    for (i64 i = 0; i < width; i++) {
-        b.shrink[i] = 1;
-        b.lse[i] = i < count ? row_of(a->lse, n0 + i)[h] : 0;
-        b.delta[i] = i < count ? row_of(a->delta, n0 + i)[h] : 0;
+    const queries q = take_queries(a, &b, task);
+    const lane_state state = state_of(a, &b);
+    pack_head(a, b.lane[1], a->dy, q.h, q.n0, q.count);
+    take_statistics(a, &b, q.h, q.n0, q.count);
+    for (i64 i = q.count; i < a->f->nr; i++) b.lse[i] = b.delta[i] = 0;
+    for (i64 j = 0, keys; (keys = next_chunk(&b, q.count, &j)) > 0; j += keys) {
+        scores(a, b.s, a->k, q.g, j, keys, b.lane[0]);
+        scores(a, b.dp, a->v, q.g, j, keys, b.lane[1]);
+        a->f->slope_by_query(b.s, b.dp, keys, j, &state);
+        add_product(a, &b, b.out[0], a->k, q.g, j, keys, b.s);
     }
-    for (i64 j = from; j < end; j += CHUNK) {
-        const i64 keys = min64(CHUNK, end - j);
-        if (!any_sees(b.first, b.last, count, j, j + keys)) continue;
-        for (i64 l = 0; l < width; l += nr) {
-            const lane_state q = lanes_at(&b, l);
-            if (!any_sees(q.first, q.last, nr, j, j + keys)) continue;
-            tiles_rows(a, b.s, a->k, g, j, b.lane[0] + l * D, keys);
-            tiles_rows(a, b.dp, a->v, g, j, b.lane[1] + l * D, keys);
-            f->slope_by_query(b.s, b.dp, keys, j, &q, a->scale);
-            tiles_columns(a, b.tile, a->k, g, j, b.s, keys);
-            f->rescale(b.out[0] + l * D, b.tile, q.shrink, D);
-        }
-    }
-    write_lanes(a, a->dq, h, n0, count, b.out[0], NULL);
-    give_slot(a, slot);
-}
-
-/* One chunk of the queries of head h against the task's keys. */
-static void dkv_chunk(const attention_job *a, const workbench *b, i64 h, i64 n, i64 queries, i64 key,
-                      i64 count) {
-    const kernels *f = a->f;
-    const i64 nr = f->nr, D = a->q.size;
-    const lane_state q = {.first = a->first + n, .last = a->last + n, .lse = b->lse,
-                     .delta = b->delta};
-    for (i64 i = 0; i < queries; i++) {
-        b->lse[i] = row_of(a->lse, n + i)[h];
-        b->delta[i] = row_of(a->delta, n + i)[h];
-    }
-    for (i64 l = 0; l < count; l += nr) {
-        if (!any_sees(q.first, q.last, queries, key + l, key + min64(count, l + nr))) continue;
-        tiles_rows(a, b->s, a->q, h, n, b->lane[0] + l * D, queries);
-        tiles_rows(a, b->dp, a->dy, h, n, b->lane[1] + l * D, queries);
-        f->slope_by_key(b->s, b->dp, queries, key + l, &q, a->scale);
-        tiles_columns(a, b->tile, a->q, h, n, b->dp, queries);
-        f->rescale(b->out[0] + l * D, b->tile, b->shrink, D);
-        tiles_columns(a, b->tile, a->dy, h, n, b->s, queries);
-        f->rescale(b->out[1] + l * D, b->tile, b->shrink, D);
-    }
+    write_lanes(a, a->dq, q.h, q.n0, q.count, b.out[0], b.shrink);
+    give_slot(a, &b);
 }
 
 static void attention_dkv_task(void *arg, i64 task) {
     attention_job *a = arg;
     const i64 nr = a->f->nr, G = a->k.heads, g = task % G, group = a->q.heads / G;
-    const i64 key = task / G * LANE_PANELS * nr, N = a->q.rows;
-    const i64 count = min64(LANE_PANELS * nr, a->k.rows - key);
-    const size_t bytes = (size_t)(LANE_PANELS * nr * a->q.size) * sizeof(float);
+    const i64 key = task / G * nr, count = min64(nr, a->k.rows - key), N = a->q.rows;
+    const i32 *const first = a->first, *const last = a->last;
     workbench b;
-    const int slot = take_slot(a, &b);
+    take_slot(a, &b);
     pack_head(a, b.lane[0], a->k, g, key, count);
     pack_head(a, b.lane[1], a->v, g, key, count);
-    memset(b.out[0], 0, bytes);
-    memset(b.out[1], 0, bytes);
-    for (i64 i = 0; i < nr; i++) b.shrink[i] = 1;
     for (i64 n = 0; n < N; n += CHUNK) {
-        const i64 queries = min64(CHUNK, N - n);
-        if (!any_sees(a->first + n, a->last + n, queries, key, key + count)) continue;
-        for (i64 h = g * group; h < (g + 1) * group; h++)
-            dkv_chunk(a, &b, h, n, queries, key, count);
+        i64 from = n, end = min64(N, n + CHUNK); /* cut to the queries that see a key */
+        while (from < end && (first[from] >= key + count || last[from] < key)) from++;
+        while (from < end && (first[end - 1] >= key + count || last[end - 1] < key)) end--;
+        const lane_state q = {.first = first + from, .last = last + from, .lse = b.lse,
+                              .delta = b.delta, .scale = a->scale};
+        for (i64 h = g * group; from < end && h < (g + 1) * group; h++) {
+            take_statistics(a, &b, h, from, end - from);
+            scores(a, b.s, a->q, h, from, end - from, b.lane[0]);
+            scores(a, b.dp, a->dy, h, from, end - from, b.lane[1]);
+            a->f->slope_by_key(b.s, b.dp, end - from, key, &q);
+            add_product(a, &b, b.out[0], a->q, h, from, end - from, b.dp);
+            add_product(a, &b, b.out[1], a->dy, h, from, end - from, b.s);
+        }
     }
-    write_lanes(a, a->dk, g, key, count, b.out[0], NULL);
-    write_lanes(a, a->dv, g, key, count, b.out[1], NULL);
-    give_slot(a, slot);
+    write_lanes(a, a->dk, g, key, count, b.out[0], b.shrink);
+    write_lanes(a, a->dv, g, key, count, b.out[1], b.shrink);
+    give_slot(a, &b);
 }
 
 static void fast_attention_bwd(void *s, heads dq, heads dk, heads dv, heads dy, heads y,
                                mat lse, mat work, heads q, heads k, heads v, const i32 *first,
                                const i32 *last, float scale) {
     attention_job a = {.y = y, .q = q, .k = k, .v = v, .dy = dy, .dq = dq, .dk = dk, .dv = dv,
-                   .lse = lse, .delta = work, .first = first, .last = last, .scale = scale};
+                       .lse = lse, .delta = work, .first = first, .last = last,
+                       .scale = scale};
     attention_space(s, &a);
-    const i64 lanes = LANE_PANELS * a.f->nr;
-    parallel_for(s, q.rows, delta_task, &a);
-    parallel_for(s, ceil_div(q.rows, lanes) * q.heads, attention_dq_task, &a);
-    parallel_for(s, ceil_div(k.rows, lanes) * k.heads, attention_dkv_task, &a);
+    parallel_for(s, q.rows, a.f->attention_delta, &a);
+    parallel_for(s, ceil_div(q.rows, a.f->nr) * q.heads, attention_dq_task, &a);
+    parallel_for(s, ceil_div(k.rows, a.f->nr) * k.heads, attention_dkv_task, &a);
 }
 
 /* -- The table ------------------------------------------------------------------------------ */
@@ -2773,7 +2736,20 @@ static void fill_level(nxt_context *cx, nxt_backend *t, int level) {
     t->store = fast_store, t->fill = fast_fill, t->convert = fast_convert;
     t->xent = fast_xent, t->sumsq = fast_sumsq, t->adamw = fast_adamw;
 }
+
+/* --bf16: products of operands rounded to bf16, where the processor multiplies those.
+ * Returns whether they are now in use. */
+UNUSED static bool use_bf16(nxt_context *cx, bool on) {
+    if (cx->ops != &cx->table || !cx->fast) return false;
+    on = on && bf16_matmul(cx) != NULL;
+    cx->table.matmul = on ? fast_matmul_bf16 : fast_matmul;
+    return on;
+}
 #else
+UNUSED static bool use_bf16(nxt_context *cx, bool on) {
+    (void)cx, (void)on;
+    return false;
+}
 static void fill_level(nxt_context *cx, nxt_backend *t, int level) {
     (void)cx, (void)t, (void)level;
 }
@@ -2931,10 +2907,10 @@ static void copy_rows(nxt_context *cx, mat y, mat x) { cx->ops->convert(cx->devi
  * Three files of a model are JSON (config, tokenizer, the head of safetensors), and all
  * of them come from strangers. The reader is strict [RFC8259]: one value, valid UTF-8,
  * real numbers, at most JSON_DEPTH containers inside each other; whatever it refuses it
- * names by line and column. It loops instead of recursing, so no input can exhaust the
- * stack, and it makes two allocations that matter: nodes, and one pool for all texts.
- * Values are read-only afterwards. Duplicate keys are kept; json_get finds the last, as
- * Python does.
+ * names by line and column. It calls itself for what is inside a container, which
+ * JSON_DEPTH bounds, and it makes two allocations that matter: nodes, and one pool for all
+ * texts. Values are read-only afterwards. Duplicate keys are kept; json_get finds the last,
+ * as Python does.
  */
 typedef enum json_kind {
     JSON_NULL, JSON_FALSE, JSON_TRUE, JSON_NUMBER, JSON_STRING, JSON_ARRAY, JSON_OBJECT
@@ -2955,8 +2931,7 @@ typedef struct json {
     struct json *first, *next; /* children in order; the next sibling */
 } json;
 
-/* Far more than any real file has, and few enough to keep the open containers in an array
- * on the stack. */
+/* Far more than any real file has, and little enough for the stack. */
 enum { JSON_DEPTH = 64 };
 
 typedef struct json_reader {
@@ -3013,20 +2988,29 @@ static nxt_status json_fail(const json_reader *r, const char *at, const char *re
                 reason);
 }
 
+/* The next character; 0, which no rule of JSON allows, at the end of the text. */
+static char json_peek(const json_reader *r) { return r->p < r->end ? *r->p : 0; }
+
+/* Whether the next character is c; if so it is taken. */
+static bool json_take(json_reader *r, char c) {
+    bool is = r->p < r->end && *r->p == c;
+    r->p += is;
+    return is;
+}
+
 /* The four characters of white space that JSON knows. */
 static void json_space(json_reader *r) {
-    while (r->p < r->end && (*r->p == ' ' || *r->p == '\n' || *r->p == '\r' || *r->p == '\t'))
-        r->p++;
+    while (json_peek(r) && strchr(" \n\r\t", *r->p)) r->p++;
 }
 
 /* The four hexadecimal digits at p; above 0xffff when they are not. */
 static u32 json_hex(const char *p, const char *end) {
+    static const char digits[] = "0123456789abcdef0123456789ABCDEF";
     u32 c = 0;
     for (int i = 0; i < 4; i++) {
-        int d = p + i < end ? p[i] | 32 : 0; /* | 32: lower case, and digits stay digits */
-        if (d >= '0' && d <= '9' && p[i] == d) c = c << 4 | (u32)(d - '0');
-        else if (d >= 'a' && d <= 'f') c = c << 4 | (u32)(d - 'a' + 10);
-        else return 0x10000;
+        const char *d = p + i < end ? memchr(digits, p[i], sizeof digits - 1) : NULL;
+        if (!d) return 0x10000;
+        c = c << 4 | ((u32)(d - digits) & 15);
     }
     return c;
 }
@@ -3038,14 +3022,14 @@ static u32 json_hex(const char *p, const char *end) {
 static nxt_status json_escape(json_reader *r) {
     static const char from[] = "\"\\/bfnrt", to[] = "\"\\/\b\f\n\r\t";
     const char *at = r->p++;
-    const char *hit = r->p < r->end && *r->p ? strchr(from, *r->p) : NULL;
+    const char *hit = json_peek(r) ? strchr(from, *r->p) : NULL;
     if (hit) {
         *r->pool++ = to[hit - from];
         r->p++;
         return NXT_OK;
     }
-    if (r->p >= r->end) return json_fail(r, r->end, "");
-    if (*r->p != 'u') return json_fail(r, at, "unknown escape in a string");
+    if (json_peek(r) != 'u')
+        return json_fail(r, r->p < r->end ? at : r->end, "unknown escape in a string");
     u32 c = json_hex(r->p + 1, r->end);
     if (c > 0xffff) return json_fail(r, at, "\\u needs four hexadecimal digits");
     r->p += 5;
@@ -3061,197 +3045,141 @@ static nxt_status json_escape(json_reader *r) {
     return NXT_OK;
 }
 
-/* The string whose opening quote is at r->p. Plain ASCII, nearly all of every file, is
- * copied in runs. The pool cannot overflow: it has the size of the source, no escape is
- * shorter than what it stands for, and the closing quote pays for the NUL. */
+/* The string whose opening quote is at r->p. The pool cannot overflow: it has the size of
+ * the source, no escape is shorter than what it stands for, and the closing quote pays for
+ * the NUL. */
 static nxt_status json_string(json_reader *r, const char **text, i64 *length) {
     char *start = r->pool;
-    for (r->p++;;) {
-        const char *run = r->p;
-        while (r->p < r->end && (u8)*r->p >= 0x20 && (u8)*r->p < 0x80 && *r->p != '"'
-               && *r->p != '\\')
-            r->p++;
-        size_t n = (size_t)(r->p - run);
-        memcpy(r->pool, run, n);
-        r->pool += n;
-        if (r->p >= r->end) return json_fail(r, r->end, "");
-        if (*r->p == '"') break;
+    r->p++;
+    while (!json_take(r, '"')) {
+        u32 code;
+        if (r->p == r->end) return json_fail(r, r->end, "");
+        if ((u8)*r->p < 0x20) return json_fail(r, r->p, "a raw control character in a string");
         if (*r->p == '\\') {
             TRY(json_escape(r));
             continue;
         }
-        if ((u8)*r->p < 0x20) return json_fail(r, r->p, "a raw control character in a string");
-        u32 code;
         int size = utf8_decode(r->p, r->end - r->p, &code);
         if (!size) return json_fail(r, r->p, "invalid UTF-8");
-        memcpy(r->pool, r->p, (size_t)size);
-        r->pool += size;
-        r->p += size;
+        while (size--) *r->pool++ = *r->p++;
     }
-    r->p++;
     *text = start;
     *length = r->pool - start;
     *r->pool++ = 0;
     return NXT_OK;
 }
 
-/* The value of a literal that json_number_at has checked, whatever the decimal point of the
- * host's locale: the digits are read as an integer, times a power of ten. Few digits and a
- * small exponent, the usual case, take one operation on two exact numbers, which therefore
- * rounds correctly [Clinger90]; strtod does the rest. */
-static double json_double(const char *literal) {
-    static const double power[] = {1e0,  1e1,  1e2,  1e3,  1e4,  1e5,  1e6,  1e7,
-                                   1e8,  1e9,  1e10, 1e11, 1e12, 1e13, 1e14, 1e15,
-                                   1e16, 1e17, 1e18, 1e19, 1e20, 1e21, 1e22};
-    enum { MOST = 800 }; /* no double and no midpoint of two has more than 768 digits */
-    char s[MOST + 32];
-    int n = 0;
-    long exponent = 0, point = 0;
-    const char *p = literal + (*literal == '-');
-    for (; *p && (*p | 32) != 'e'; p++) {
-        if (*p == '.') {
-            point = 1;
-            continue;
-        }
-        exponent += (n == MOST) - point;
-        if (n < MOST && (n > 0 || *p != '0')) s[n++] = *p;
-    }
-    s[n] = 0;
-    if (*p) { /* an absurd exponent stays absurd */
-        long e = strtol(p + 1, NULL, 10);
-        exponent += e < -(1L << 40) ? -(1L << 40) : e > 1L << 40 ? 1L << 40 : e;
-    }
-    double x = 0;
-    if (n > 0 && n <= 15 && exponent >= -22 && exponent <= 22) {
-        x = (double)strtol(s, NULL, 10);
-        x = exponent < 0 ? x / power[-exponent] : x * power[exponent];
-    } else if (n > 0) {
-        snprintf(s + n, sizeof s - (size_t)n, "e%ld", exponent);
-        x = strtod(s, NULL);
-    }
-    return *literal == '-' ? -x : x;
+/* The value of a literal. strtod rounds correctly, but knows only the decimal point of the
+ * host's locale; so the point is taken out: 12.5e3 is read as 125e2. */
+static nxt_status json_double(json_reader *r, json *v) {
+    const char *p = v->text, *point = strchr(p, '.');
+    v->number = strtod(p, NULL);
+    if (!point) return NXT_OK;
+    char *s = arena_get(r->a, (size_t)v->length + 32), *to = s;
+    if (!s) return NXT_MEMORY;
+    for (; *p && (*p | 32) != 'e'; p++)
+        if (p != point) *to++ = *p;
+    i64 exponent = *p ? strtoll(p + 1, NULL, 10) : 0;
+    exponent = max64(-(1 << 30), min64(exponent, 1 << 30)); /* what is absurd stays absurd */
+    snprintf(to, 32, "e%" PRId64, exponent - (p - point - 1));
+    v->number = strtod(s, NULL);
+    return NXT_OK;
 }
 
-/* The end of the digits at p. */
-static const char *json_digits(const char *p, const char *end) {
-    while (p < end && *p >= '0' && *p <= '9') p++;
-    return p;
+/* One digit at least. */
+static nxt_status json_digits(json_reader *r) {
+    const char *start = r->p;
+    while (json_peek(r) >= '0' && json_peek(r) <= '9') r->p++;
+    return r->p > start ? NXT_OK : json_fail(r, r->p, "a digit is missing in a number");
 }
 
 /* -? (0 | [1-9][0-9]*) (. [0-9]+)? ([eE] [+-]? [0-9]+)?  and finite as a double. The pool
  * has room for the NUL: a separator follows each number but the last, and it has one more. */
 static nxt_status json_number_at(json_reader *r, json *v) {
-    const char *start = r->p, *p = r->p + (*r->p == '-'), *end = r->end;
-    const char *q = json_digits(p, end);
-    if (q == p) return json_fail(r, q, "a digit is missing in a number");
-    if (*p == '0' && q > p + 1) return json_fail(r, p, "a number starts with 0");
-    if (q < end && *q == '.') {
-        p = q + 1;
-        q = json_digits(p, end);
-        if (q == p) return json_fail(r, q, "a digit is missing in a number");
-    }
-    if (q < end && (*q | 32) == 'e') {
-        p = q + 1;
-        if (p < end && (*p == '+' || *p == '-')) p++;
-        q = json_digits(p, end);
-        if (q == p) return json_fail(r, q, "a digit is missing in a number");
+    const char *start = r->p;
+    json_take(r, '-');
+    const char *first = r->p;
+    TRY(json_digits(r));
+    if (*first == '0' && r->p > first + 1)
+        return json_fail(r, first, "a number starts with 0");
+    if (json_take(r, '.')) TRY(json_digits(r));
+    if (json_take(r, 'e') || json_take(r, 'E')) {
+        if (!json_take(r, '+')) json_take(r, '-');
+        TRY(json_digits(r));
     }
     v->kind = JSON_NUMBER;
     v->text = r->pool;
-    v->length = q - start;
+    v->length = r->p - start;
     memcpy(r->pool, start, (size_t)v->length);
     r->pool += v->length;
     *r->pool++ = 0;
-    r->p = q;
-    v->number = json_double(v->text);
+    TRY(json_double(r, v));
     return isfinite(v->number) ? NXT_OK : json_fail(r, start, "a number is out of range");
 }
 
-/* The next value, with its key when it is a member of an object; white space before it is
- * skipped, after it not. Of a container only the opening bracket is read: its children are
- * the business of json_parse_at, so that nothing here calls itself. */
-static nxt_status json_value(json_reader *r, bool member, json **out) {
-    static const char *const words[] = {"null", "false", "true"};
-    json *v = *out = arena_get(r->a, sizeof *v);
-    if (!v) return NXT_MEMORY;
+/* "key" : */
+static nxt_status json_key(json_reader *r, json *member) {
     json_space(r);
-    if (member) {
-        if (r->p >= r->end || *r->p != '"') return json_fail(r, r->p, "a key is missing");
-        TRY(json_string(r, &v->key, &v->key_length));
-        json_space(r);
-        if (r->p >= r->end || *r->p != ':') return json_fail(r, r->p, "':' is missing");
-        r->p++;
-        json_space(r);
-    }
-    if (r->p >= r->end) return json_fail(r, r->end, "");
-    if (*r->p == '{' || *r->p == '[') {
-        v->kind = *r->p++ == '{' ? JSON_OBJECT : JSON_ARRAY;
-        return NXT_OK;
-    }
-    if (*r->p == '"') {
+    if (json_peek(r) != '"') return json_fail(r, r->p, "a key is missing");
+    TRY(json_string(r, &member->key, &member->key_length));
+    json_space(r);
+    return json_take(r, ':') ? NXT_OK : json_fail(r, r->p, "':' is missing");
+}
+
+static const char *const json_words[] = {"null", "false", "true"}; /* by json_kind */
+
+/* The next value, inside `depth` containers. Calls itself for the values in this one. */
+static nxt_status json_value(json_reader *r, int depth, json *v) {
+    json_space(r);
+    const char c = json_peek(r);
+    if (c == '"') {
         v->kind = JSON_STRING;
         return json_string(r, &v->text, &v->length);
     }
-    if (*r->p == '-' || (*r->p >= '0' && *r->p <= '9')) return json_number_at(r, v);
-    for (int i = 0; i < COUNT(words); i++) {
-        size_t n = strlen(words[i]), left = (size_t)(r->end - r->p);
-        if (memcmp(r->p, words[i], n < left ? n : left)) continue;
+    if (c == '-' || (c >= '0' && c <= '9')) return json_number_at(r, v);
+    for (int i = 0; i < COUNT(json_words); i++) {
+        size_t n = strlen(json_words[i]), left = (size_t)(r->end - r->p);
+        if (memcmp(r->p, json_words[i], n < left ? n : left)) continue;
         if (left < n) return json_fail(r, r->end, "");
         v->kind = (json_kind)i;
         r->p += n;
         return NXT_OK;
     }
-    return json_fail(r, r->p, "a value is missing");
+    if (c != '{' && c != '[') return json_fail(r, r->p, "a value is missing");
+    if (depth == JSON_DEPTH) return json_fail(r, r->p, "nested too deeply");
+    v->kind = c == '{' ? JSON_OBJECT : JSON_ARRAY;
+    r->p++;
+    json_space(r);
+    if (json_take(r, c == '{' ? '}' : ']')) return NXT_OK;
+    json **tail = &v->first;
+    do {
+        json *child = *tail = arena_get(r->a, sizeof *child);
+        if (!child) return NXT_MEMORY;
+        tail = &child->next;
+        v->count++;
+        if (c == '{') TRY(json_key(r, child));
+        TRY(json_value(r, depth + 1, child));
+        json_space(r);
+    } while (json_take(r, ','));
+    if (json_take(r, c == '{' ? '}' : ']')) return NXT_OK;
+    return json_fail(r, r->p, c == '{' ? "',' or '}' is missing" : "',' or ']' is missing");
 }
 
 /* Parses text[0, n), which must be one value, into the arena. The text starts at this line
  * of the file `where` (rows of a JSONL file are parsed one by one). *out is NULL after a
- * failure.
- *
- * The open containers are a stack. Each turn of the loop reads one value and hangs it under
- * the innermost of them. A container that is not empty then becomes the innermost itself;
- * after any other value come a comma, or as many closing brackets as there are and then a
- * comma. With nothing open any more, the one value is complete. */
+ * failure. */
 static nxt_status json_parse_at(arena *a, const char *where, i64 line, const char *text, i64 n,
                                 json **out) {
     json_reader r = {.a = a, .where = where, .line = line, .text = text, .p = text};
-    struct {
-        json *value, **tail; /* an open container, and where its next child is hung */
-    } open[JSON_DEPTH + 1];
-    int depth = 0;
-    json top = {.kind = JSON_ARRAY}; /* never closed: holds the one value */
-    open[0].value = &top, open[0].tail = &top.first;
     *out = NULL;
     r.end = text + n;
     r.pool = arena_get(a, (size_t)n + 1);
-    if (!r.pool) return NXT_MEMORY;
-    do {
-        json *v;
-        TRY(json_value(&r, open[depth].value->kind == JSON_OBJECT, &v));
-        *open[depth].tail = v;
-        open[depth].tail = &v->next;
-        open[depth].value->count++;
-        if (v->kind >= JSON_ARRAY) {
-            if (depth == JSON_DEPTH) return json_fail(&r, r.p - 1, "nested too deeply");
-            depth++;
-            open[depth].value = v, open[depth].tail = &v->first;
-            json_space(&r);
-            char close = v->kind == JSON_OBJECT ? '}' : ']';
-            if (r.p >= r.end || *r.p != close) continue; /* its first child is next */
-        }
-        for (; depth > 0; depth--, r.p++) { /* after a value: a comma, or ends */
-            json_space(&r);
-            char close = open[depth].value->kind == JSON_OBJECT ? '}' : ']';
-            if (r.p < r.end && *r.p == ',') break;
-            if (r.p >= r.end || *r.p != close)
-                return json_fail(&r, r.p, close == '}' ? "',' or '}' is missing"
-                                                       : "',' or ']' is missing");
-        }
-        if (depth > 0) r.p++; /* the comma */
-    } while (depth > 0);
+    json *top = arena_get(a, sizeof *top);
+    if (!r.pool || !top) return NXT_MEMORY;
+    TRY(json_value(&r, 0, top));
     json_space(&r);
     if (r.p < r.end) return json_fail(&r, r.p, "something follows the value");
-    *out = top.first;
+    *out = top;
     return NXT_OK;
 }
 
@@ -3310,23 +3238,16 @@ static bool json_integer(const json *v, i64 *out) {
  * show their own script. Bytes that are not UTF-8 (a model may generate them) become U+FFFD,
  * so that what is written can always be read. */
 static void json_write_text(buffer *b, const char *text, i64 n) {
+    static const char from[] = "\"\\\b\f\n\r\t", to[] = "\"\\bfnrt";
     buffer_add(b, "\"", 1);
-    for (i64 i = 0; i < n;) {
-        i64 run = i;
-        while (i < n && (u8)text[i] >= 0x20 && (u8)text[i] < 0x80 && text[i] != '"'
-               && text[i] != '\\')
-            i++;
-        buffer_add(b, text + run, i - run);
-        if (i == n) break;
-        static const char from[] = "\"\\\b\f\n\r\t", to[] = "\"\\bfnrt";
+    for (i64 i = 0, size; i < n; i += max64(1, size)) {
         const char *hit = text[i] ? strchr(from, text[i]) : NULL;
         u32 code;
-        int size = utf8_decode(text + i, n - i, &code);
+        size = utf8_decode(text + i, n - i, &code);
         if (hit) buffer_print(b, "\\%c", to[hit - from]);
-        else if (size == 1) buffer_print(b, "\\u%04x", code);
-        else if (size) buffer_add(b, text + i, size);
-        else buffer_text(b, "\xef\xbf\xbd");
-        i += size ? size : 1;
+        else if (size == 0) buffer_text(b, "\xef\xbf\xbd");
+        else if (code < 0x20) buffer_print(b, "\\u%04x", code);
+        else buffer_add(b, text + i, size);
     }
     buffer_add(b, "\"", 1);
 }
@@ -3349,36 +3270,27 @@ static void json_write_number(buffer *b, double x) {
     }
 }
 
-/* A line break and the indentation of `level`; nothing when all goes on one line. */
-static void json_break(buffer *b, int level) {
-    if (level < 0) return;
-    buffer_add(b, "\n", 1);
-    for (int i = 0; i < level; i++) buffer_add(b, "  ", 2);
-}
-
 /* A tree. indent: the level it starts at, two spaces each; negative: all on one line. Both
  * forms are those of Python's json.dumps, the indented one with indent=2, so that files
  * that pass through here differ in nothing but what was changed. Numbers are written as
  * they were read. Calls itself, at most JSON_DEPTH deep. */
 static void json_write(buffer *b, const json *value, int indent) {
-    static const char *const words[] = {"null", "false", "true"};
     const bool object = value->kind == JSON_OBJECT;
-    const int inner = indent < 0 ? -1 : indent + 1;
-    if (value->kind <= JSON_TRUE) buffer_text(b, words[value->kind]);
+    if (value->kind <= JSON_TRUE) buffer_text(b, json_words[value->kind]);
     if (value->kind == JSON_NUMBER) buffer_add(b, value->text, value->length);
     if (value->kind == JSON_STRING) json_write_text(b, value->text, value->length);
     if (value->kind < JSON_ARRAY) return;
     buffer_add(b, object ? "{" : "[", 1);
     for (const json *m = value->first; m; m = m->next) {
-        json_break(b, inner);
+        if (indent >= 0) buffer_print(b, "\n%*s", 2 * indent + 2, "");
         if (object) {
             json_write_text(b, m->key, m->key_length);
             buffer_add(b, ": ", 2);
         }
-        json_write(b, m, inner);
+        json_write(b, m, indent < 0 ? indent : indent + 1);
         if (m->next) buffer_text(b, indent < 0 ? ", " : ",");
     }
-    if (value->first) json_break(b, indent);
+    if (value->first && indent >= 0) buffer_print(b, "\n%*s", 2 * indent, "");
     buffer_add(b, object ? "}" : "]", 1);
 }
 
@@ -3506,7 +3418,8 @@ static nxt_status file_read(nxt_context *cx, const char *path, i64 most, buffer 
  *
  * save_begin is for a directory that belongs to the save: an older one of that name is
  * replaced as a whole, with all it holds. save_begin_into is for a directory that holds
- * other things too: its files are replaced one by one, the weights last.
+ * other things too: its files are replaced one by one, in the order in which they were
+ * saved, which for weights is: shards, then the index that names them.
  *
  * What makes a save durable, in this order: the bytes of each file (fsync of the file), their
  * names in the temporary directory (fsync of that directory), the new name of the directory
@@ -3519,12 +3432,11 @@ static nxt_status file_read(nxt_context *cx, const char *path, i64 most, buffer 
  *     names are being swapped          old, or new      new, or old
  *     the old state is removed         new              part of the old
  *
- * A temporary directory that a kill left behind is never read by anybody; its name says which
- * process made it. */
+ * A temporary directory that a kill left behind is never read by anybody. */
 typedef struct save {
     nxt_context *cx;
     arena arena;
-    const char *final, *temporary, *parent; /* parent: of temporary */
+    const char *final, *temporary;
     bool into;
     const char **names; /* the finished files */
     i64 count, capacity;
@@ -3589,34 +3501,14 @@ static void remove_tree(int at, const char *name) {
     unlinkat(at, name, AT_REMOVEDIR);
 }
 
-/* Leaves a save that owns nothing, so that save_abort may follow in any case. */
-static void save_free(save *s) {
+/* Removes what was written, and leaves a save that owns nothing: it may be called in any case,
+ * also after save_commit. Writes no error: the one that led here is the one to report. */
+static void save_abort(save *s) {
     nxt_context *cx = s->cx;
+    if (s->temporary) remove_tree(AT_FDCWD, s->temporary);
     if (s->names) mem_drop(cx, (void *)s->names);
     arena_free(&s->arena);
     *s = (save){.cx = cx, .arena.cx = cx};
-}
-
-/* Removes what was written. Does nothing after save_commit, or after a save_begin that
- * failed. Writes no error: the one that led here is the one to report. */
-static void save_abort(save *s) {
-    if (s->temporary) remove_tree(AT_FDCWD, s->temporary);
-    save_free(s);
-}
-
-/* Makes `<stem>.tmp-<process>-<n>` with the first n that is free. mkdir decides who has it,
- * so two saves to one place, by two processes or two threads, never share a directory. */
-static nxt_status save_start(save *s, const char *stem) {
-    for (int n = 0;; n++) {
-        const char *path = arena_print(&s->arena, "%s.tmp-%ld-%d", stem, (long)getpid(), n);
-        if (!path) return NXT_MEMORY;
-        if (mkdir(path, 0777) == 0) {
-            s->temporary = path;
-            s->parent = path_parent(&s->arena, path);
-            return s->parent ? NXT_OK : NXT_MEMORY;
-        }
-        if (errno != EEXIST || n == 10000) return fail_errno(s->cx, path, "create");
-    }
 }
 
 /* Sets s->final. The name of a directory that exists is made true, because a link to one
@@ -3624,40 +3516,46 @@ static nxt_status save_start(save *s, const char *stem) {
  * ones where the link pointed. Of one that does not exist, the parent is made. */
 static nxt_status save_resolve(save *s, const char *path) {
     size_t n = strlen(path);
+    if (!n) return fail(s->cx, NXT_ARGUMENT, "the directory to save into has no name");
     while (n > 1 && path[n - 1] == '/') n--;
     s->final = arena_text(&s->arena, path, n);
-    if (!s->final) return NXT_MEMORY;
-    if (!n) return fail(s->cx, NXT_ARGUMENT, "the directory to save into has no name");
-    const char *parent = path_parent(&s->arena, s->final);
+    const char *parent = s->final ? path_parent(&s->arena, s->final) : NULL;
     if (!parent) return NXT_MEMORY;
-    TRY(make_directories(s->cx, parent));
-    if (!path_exists(s->final)) return NXT_OK;
-    TRY(make_directories(s->cx, s->final)); /* only checks that it is one */
+    TRY(make_directories(s->cx, s->into || path_exists(s->final) ? s->final : parent));
     char *real = realpath(s->final, NULL);
-    if (!real) return fail_errno(s->cx, s->final, "resolve");
-    s->final = arena_text(&s->arena, real, strlen(real));
+    if (!real && errno != ENOENT) return fail_errno(s->cx, s->final, "resolve");
+    if (real) s->final = arena_text(&s->arena, real, strlen(real));
     free(real);
     return s->final ? NXT_OK : NXT_MEMORY;
+}
+
+/* Makes `<stem>.tmp-<process>-<n>` with the first n that is free. mkdir decides who has it,
+ * so two saves to one place, by two processes or two threads, never share a directory. It
+ * lies on the file system of its destination: beside `final`, or in it, for save_begin_into. */
+static nxt_status save_start(save *s, const char *path) {
+    TRY(save_resolve(s, path));
+    for (int n = 0;; n++) {
+        const char *name = arena_print(&s->arena, "%s%s.tmp-%ld-%d", s->final,
+                                       s->into ? "/save" : "", (long)getpid(), n);
+        if (!name) return NXT_MEMORY;
+        if (mkdir(name, 0777) == 0) return s->temporary = name, NXT_OK;
+        if (errno != EEXIST || n == 10000) return fail_errno(s->cx, name, "create");
+    }
 }
 
 /* Starts a save that will be the directory `final`. After a failure there is nothing to
  * abort. */
 static nxt_status save_begin(nxt_context *cx, const char *final, save *s) {
     *s = (save){.cx = cx, .arena.cx = cx};
-    nxt_status status = save_resolve(s, final);
-    if (status == NXT_OK) status = save_start(s, s->final);
+    nxt_status status = save_start(s, final);
     if (status != NXT_OK) save_abort(s);
     return status;
 }
 
-/* Starts a save of files that will be put into `directory`. The temporary directory lies in
- * there, hence on the same file system, also when `directory` is one of its own. */
+/* Starts a save of files that will be put into `directory`. */
 static nxt_status save_begin_into(nxt_context *cx, const char *directory, save *s) {
     *s = (save){.cx = cx, .arena.cx = cx, .into = true};
-    nxt_status status = make_directories(cx, directory);
-    if (status == NXT_OK) status = save_resolve(s, directory);
-    const char *stem = status == NXT_OK ? path_join(&s->arena, s->final, "save") : NULL;
-    if (status == NXT_OK) status = stem ? save_start(s, stem) : NXT_MEMORY;
+    nxt_status status = save_start(s, directory);
     if (status != NXT_OK) save_abort(s);
     return status;
 }
@@ -3736,19 +3634,18 @@ static bool swap_names(const char *a, const char *b) {
 }
 
 /* Puts the temporary directory in the place of the final one, and removes the old one once
- * the new one is safe on the disk. Three cases: there is no old one, and a rename does it;
- * the names are swapped, and the old one ends up under the temporary name; or it is set
- * aside first, which leaves a moment without the final name: a kill just then leaves the
- * old state under `<temporary>.old` and the new one, complete, under `<temporary>`. */
+ * the new one is safe on the disk. Where names cannot be swapped (also when there is no old
+ * state), the old one is set aside first, which leaves a moment without the final name: a
+ * kill just then leaves it as `<temporary>.old`, and the new one as `<temporary>`. */
 static nxt_status save_replace(save *s) {
-    const char *old = s->temporary; /* where the old state ends up */
-    if (!path_exists(s->final)) {
-        if (rename(s->temporary, s->final) != 0) return fail_errno(s->cx, s->final, "create");
-        old = NULL;
-    } else if (!swap_names(s->temporary, s->final)) {
-        old = arena_print(&s->arena, "%s.old", s->temporary);
-        if (!old) return NXT_MEMORY;
-        if (rename(s->final, old) != 0) return fail_errno(s->cx, s->final, "replace");
+    const char *parent = path_parent(&s->arena, s->final);
+    const char *old = arena_print(&s->arena, "%s.old", s->temporary);
+    if (!parent || !old) return NXT_MEMORY;
+    if (swap_names(s->temporary, s->final)) {
+        old = s->temporary;
+    } else {
+        if (rename(s->final, old) != 0 && errno != ENOENT)
+            return fail_errno(s->cx, s->final, "replace");
         if (rename(s->temporary, s->final) != 0) {
             nxt_status status = fail_errno(s->cx, s->final, "replace");
             rename(old, s->final); /* back; nothing more can be done if that fails too */
@@ -3756,19 +3653,11 @@ static nxt_status save_replace(save *s) {
         }
     }
     s->temporary = NULL;
-    TRY(sync_directory(s->cx, s->parent));
-    if (old) remove_tree(AT_FDCWD, old);
-    if (old && path_exists(old))
+    TRY(sync_directory(s->cx, parent));
+    remove_tree(AT_FDCWD, old);
+    if (path_exists(old))
         say(s->cx, NXT_LOG_WARNING, "%s: the old state could not be removed", old);
     return NXT_OK;
-}
-
-/* Which files are renamed first: all but the weights, then the weights, then their index.
- * A reader that comes in between sees whole files, and an index never names a shard that is
- * not there yet. */
-static int save_turn(const char *name) {
-    if (ends_with(name, ".safetensors")) return 1;
-    return ends_with(name, ".safetensors.index.json") ? 2 : 0;
 }
 
 /* Whether the save has a finished file of that name. */
@@ -3799,14 +3688,12 @@ static void save_drop_stale(save *s) {
 /* Each rename replaces one file as a whole. A kill between two of them leaves whole files,
  * some of them new. */
 static nxt_status save_move_into(save *s) {
-    for (int turn = 0; turn < 3; turn++)
-        for (i64 i = 0; i < s->count; i++) {
-            if (save_turn(s->names[i]) != turn) continue;
-            const char *from = path_join(&s->arena, s->temporary, s->names[i]);
-            const char *to = path_join(&s->arena, s->final, s->names[i]);
-            if (!from || !to) return NXT_MEMORY;
-            if (rename(from, to) != 0) return fail_errno(s->cx, to, "replace");
-        }
+    for (i64 i = 0; i < s->count; i++) {
+        const char *from = path_join(&s->arena, s->temporary, s->names[i]);
+        const char *to = path_join(&s->arena, s->final, s->names[i]);
+        if (!from || !to) return NXT_MEMORY;
+        if (rename(from, to) != 0) return fail_errno(s->cx, to, "replace");
+    }
     save_drop_stale(s);
     return sync_directory(s->cx, s->final);
 }
@@ -3841,6 +3728,7 @@ typedef struct tensor {
     i64 stride[MAX_RANK];  /* in elements; row-major unless a pickle says otherwise */
     i64 count;             /* product of dim */
     const u8 *p;           /* into the map; no alignment is promised */
+    i64 bytes;             /* of a row-major tensor */
     const char *file;
 } tensor;
 
@@ -3849,53 +3737,23 @@ typedef struct text_pair {
 } text_pair;
 
 typedef struct weight_file {
-    const char *path, *name;
+    const char *path;
     file_map map;
 } weight_file;
 
-/* The tensors of a model, whatever files they came from. They live until weights_close. The
- * hash is what keeps a file with a million names from taking a million searches of each. */
+/* The tensors of a model, whatever files they came from. They live until weights_close. */
 typedef struct weights {
     nxt_context *cx;
-    arena arena;
+    arena arena;          /* of names and metadata */
     weight_file *files;
     i64 file_count, file_capacity;
-    bool indexed;        /* an index file says which tensors count, and from which file */
-    tensor *tensors;
+    bool indexed;         /* an index file says which tensors count, and from which file */
+    tensor *tensors;      /* sorted by name */
     i64 count, capacity;
-    i32 *slot;           /* open-addressing hash by name: 1 + index into tensors, or 0 */
-    i64 slots;           /* a power of two, at least twice count */
-    text_pair *metadata; /* what safetensors files say beside tensors */
-    i64 metadata_count, metadata_capacity;
+    const json *metadata; /* what a safetensors file says beside tensors */
 } weights;
 
 enum { AWAITED = -1 }; /* the rank of a tensor that only the index has named so far */
-
-/* The slot that holds the name, or the free one where it belongs. The table is never full,
- * so the search ends. */
-static i32 *weights_slot(const weights *w, const char *name) {
-    u64 h = 0xcbf29ce484222325u; /* FNV-1a; mixed, since its low bits choose the slot */
-    for (const char *p = name; *p; p++) h = (h ^ (u8)*p) * 0x100000001b3u;
-    for (u64 i = mix64(h);; i++) {
-        i32 *s = &w->slot[i & (u64)(w->slots - 1)];
-        if (!*s || !strcmp(w->tensors[*s - 1].name, name)) return s;
-    }
-}
-
-/* Makes room for one more tensor, in the list and in the hash, which is built anew whenever
- * it would be more than half full. */
-static nxt_status weights_grow(weights *w) {
-    TRY(mem_grow(w->cx, &w->tensors, w->count, w->count + 1, &w->capacity, sizeof *w->tensors));
-    if (2 * (w->count + 1) <= w->slots) return NXT_OK;
-    i32 *bigger;
-    i64 slots = max64(64, 2 * w->slots);
-    TRY(mem_zero(w->cx, &bigger, slots, sizeof *bigger));
-    mem_drop(w->cx, w->slot);
-    w->slot = bigger;
-    w->slots = slots;
-    for (i64 i = 0; i < w->count; i++) *weights_slot(w, w->tensors[i].name) = (i32)(i + 1);
-    return NXT_OK;
-}
 
 /* What is wrong with one tensor. Names come from the file and may be very long. */
 PRINTF_LIKE(3, 4)
@@ -3908,35 +3766,49 @@ static nxt_status fail_tensor(const weights *w, const tensor *t, const char *for
     return fail(w->cx, NXT_FORMAT, "%s: tensor %.200s: %s", t->file, t->name, reason);
 }
 
-/* Adds a tensor; a name that is there already is an error. When an index is in force, it
- * has put all names that count into the table before any file was read (rank AWAITED), each
- * with its file; a tensor then takes its place, and what the index does not name, or gives to
- * another file, is left out. */
-static nxt_status weights_add(weights *w, const tensor *t) {
-    TRY(weights_grow(w));
-    i32 *slot = weights_slot(w, t->name);
-    tensor *known = *slot ? &w->tensors[*slot - 1] : NULL;
-    if (w->indexed && t->rank != AWAITED && (!known || known->file != t->file)) return NXT_OK;
-    if (known && known->rank != AWAITED)
-        return fail_tensor(w, t, "the name occurs twice");
-    if (known && t->rank == AWAITED)
-        return fail_tensor(w, t, "the index names it twice");
-    if (!known) *slot = (i32)++w->count;
-    w->tensors[*slot - 1] = *t;
-    return NXT_OK;
+/* For qsort and bsearch. */
+static int tensor_order(const void *a, const void *b) {
+    const tensor *x = a, *y = b;
+    return strcmp(x->name, y->name);
 }
 
 /* NULL when there is none of that name. */
-static const tensor *weights_find(const weights *w, const char *name) {
-    i32 slot = w->slots ? *weights_slot(w, name) : 0;
-    return slot ? &w->tensors[slot - 1] : NULL;
+static tensor *weights_find(const weights *w, const char *name) {
+    const tensor key = {.name = name};
+    if (!w->count) return NULL;
+    return bsearch(&key, w->tensors, (size_t)w->count, sizeof key, tensor_order);
+}
+
+/* Adds a tensor; weights_sort must follow the last. When an index is in force, it has put all
+ * names that count into the table before any file was read (rank AWAITED), each with its file;
+ * a tensor then takes its place, and what the index does not name, or gives to another file,
+ * is left out. */
+static nxt_status weights_add(weights *w, const tensor *t) {
+    if (w->indexed) {
+        tensor *known = weights_find(w, t->name);
+        if (!known || known->file != t->file) return NXT_OK;
+        if (known->rank != AWAITED) return fail_tensor(w, t, "the name occurs twice");
+        *known = *t;
+        return NXT_OK;
+    }
+    TRY(mem_grow(w->cx, &w->tensors, w->count, w->count + 1, &w->capacity, sizeof *w->tensors));
+    w->tensors[w->count++] = *t;
+    return NXT_OK;
+}
+
+/* The fault is what to say when two tensors have one name. */
+static nxt_status weights_sort(weights *w, const char *fault) {
+    if (w->indexed) return NXT_OK; /* long since */
+    if (w->count) qsort(w->tensors, (size_t)w->count, sizeof *w->tensors, tensor_order);
+    for (i64 i = 1; i < w->count; i++)
+        if (!tensor_order(&w->tensors[i - 1], &w->tensors[i]))
+            return fail_tensor(w, &w->tensors[i], "%s", fault);
+    return NXT_OK;
 }
 
 /* A text that a safetensors file carries under `key`, or NULL. */
 static const char *weights_metadata(const weights *w, const char *key) {
-    for (i64 i = 0; i < w->metadata_count; i++)
-        if (!strcmp(w->metadata[i].key, key)) return w->metadata[i].value;
-    return NULL;
+    return json_text(w->metadata, key, NULL);
 }
 
 /* Everything goes, the maps as well: no pointer of a tensor may be used afterwards. */
@@ -3945,8 +3817,6 @@ static void weights_close(weights *w) {
     for (i64 i = 0; i < w->file_count; i++) file_map_close(&w->files[i].map);
     mem_drop(cx, w->files);
     mem_drop(cx, w->tensors);
-    mem_drop(cx, w->slot);
-    mem_drop(cx, w->metadata);
     arena_free(&w->arena);
     *w = (weights){.cx = cx, .arena.cx = cx};
 }
@@ -3995,12 +3865,6 @@ typedef struct tensor_header {
     i64 bytes;      /* of data */
 } tensor_header;
 
-/* Where a tensor lies in the data. */
-typedef struct byte_span {
-    i64 begin, end;
-    const char *name;
-} byte_span;
-
 /* The member of an entry that must be there, once, and be of this kind. */
 static nxt_status header_member(const tensor_header *h, const json *entry, const tensor *t,
                                 const char *key, json_kind kind, const json **out) {
@@ -4013,131 +3877,111 @@ static nxt_status header_member(const tensor_header *h, const json *entry, const
 }
 
 /* "shape": any number of sizes; none for a scalar, and 0 is a size. */
-static nxt_status header_shape(const tensor_header *h, const json *entry, tensor *t) {
-    const json *shape = NULL;
-    TRY(header_member(h, entry, t, "shape", JSON_ARRAY, &shape));
+static nxt_status header_shape(const tensor_header *h, const json *shape, tensor *t) {
     if (shape->count > MAX_RANK)
         return fail_tensor(h->w, t, "has %" PRId64 " dimensions, more than %d", shape->count,
                            MAX_RANK);
     t->count = 1;
     for (const json *v = shape->first; v; v = v->next) {
-        i64 n;
-        if (!json_integer(v, &n) || n < 0)
+        i64 *n = &t->dim[t->rank++];
+        if (!json_integer(v, n) || *n < 0)
             return fail_tensor(h->w, t, "its shape holds something that is no size");
-        if (__builtin_mul_overflow(t->count, n, &t->count))
+        if (__builtin_mul_overflow(t->count, *n, &t->count))
             return fail_tensor(h->w, t, "the product of its shape overflows");
-        t->dim[t->rank++] = n;
     }
     for (i64 i = t->rank - 1, step = 1; i >= 0 && t->count; step *= t->dim[i--])
         t->stride[i] = step; /* of an empty tensor: 0, for a part of its shape may overflow */
     return NXT_OK;
 }
 
-/* "data_offsets": inside the data and in order; whether they fit the type comes later. */
-static nxt_status header_offsets(const tensor_header *h, const json *entry, const tensor *t,
-                                 byte_span *s) {
-    const json *offsets = NULL;
-    TRY(header_member(h, entry, t, "data_offsets", JSON_ARRAY, &offsets));
-    if (offsets->count != 2 || !json_integer(offsets->first, &s->begin)
-        || !json_integer(offsets->first->next, &s->end) || s->begin < 0)
-        return fail_tensor(h->w, t, "data_offsets are not two sizes");
-    if (s->end < s->begin) return fail_tensor(h->w, t, "ends before it begins");
-    if (s->end <= h->bytes) return NXT_OK;
-    return fail_tensor(h->w, t, "ends at byte %" PRId64 " of %" PRId64 ": the file is cut "
-                       "short, or lies", s->end, h->bytes);
-}
-
 /* One entry of the header. Members it does not know are ignored, as the reference does. */
-static nxt_status header_tensor(const tensor_header *h, const json *entry, byte_span *s) {
-    tensor t = {.file = h->file, .name = entry->key};
-    const json *type = NULL;
+static nxt_status header_tensor(const tensor_header *h, const json *entry, tensor *t) {
+    const json *type = NULL, *shape = NULL, *offsets = NULL;
+    i64 begin, end, bits;
+    *t = (tensor){.file = h->file, .name = entry->key};
     if (strlen(entry->key) != (size_t)entry->key_length)
-        return fail_tensor(h->w, &t, "the name goes on after a zero byte");
-    if (entry->kind != JSON_OBJECT) return fail_tensor(h->w, &t, "is not an object");
-    TRY(header_member(h, entry, &t, "dtype", JSON_STRING, &type));
-    TRY(header_shape(h, entry, &t));
-    TRY(header_offsets(h, entry, &t, s));
+        return fail_tensor(h->w, t, "the name goes on after a zero byte");
+    if (entry->kind != JSON_OBJECT) return fail_tensor(h->w, t, "is not an object");
+    TRY(header_member(h, entry, t, "dtype", JSON_STRING, &type));
+    TRY(header_member(h, entry, t, "shape", JSON_ARRAY, &shape));
+    TRY(header_member(h, entry, t, "data_offsets", JSON_ARRAY, &offsets));
+    TRY(header_shape(h, shape, t));
+    if (offsets->count != 2 || !json_integer(offsets->first, &begin)
+        || !json_integer(offsets->first->next, &end) || begin < 0)
+        return fail_tensor(h->w, t, "data_offsets are not two sizes");
+    if (end < begin) return fail_tensor(h->w, t, "ends before it begins");
+    if (end > h->bytes)
+        return fail_tensor(h->w, t, "ends at byte %" PRId64 " of %" PRId64 ": the file is cut "
+                           "short, or lies", end, h->bytes);
     const tensor_kind *kind = tensor_kind_named(type->text);
     if (!kind || strlen(kind->name) != (size_t)type->length)
-        return fail_tensor(h->w, &t, "unknown dtype %.40s", type->text);
-    i64 bits;
-    if (__builtin_mul_overflow(t.count, (i64)kind->bits, &bits))
-        return fail_tensor(h->w, &t, "its size in bits overflows");
-    if (bits % 8) return fail_tensor(h->w, &t, "does not fill its last byte");
-    if (s->end - s->begin != bits / 8)
-        return fail_tensor(h->w, &t, "has %" PRId64 " bytes where dtype and shape need %"
-                           PRId64, s->end - s->begin, bits / 8);
-    t.type = kind->type;
-    t.type_name = kind->name;
-    t.p = h->data + s->begin;
-    t.name = s->name = arena_text(&h->w->arena, entry->key, (size_t)entry->key_length);
-    if (!t.name) return NXT_MEMORY;
-    return weights_add(h->w, &t);
+        return fail_tensor(h->w, t, "unknown dtype %.40s", type->text);
+    if (__builtin_mul_overflow(t->count, (i64)kind->bits, &bits))
+        return fail_tensor(h->w, t, "its size in bits overflows");
+    if (bits % 8) return fail_tensor(h->w, t, "does not fill its last byte");
+    t->type = kind->type;
+    t->type_name = kind->name;
+    t->p = h->data + begin;
+    t->bytes = end - begin;
+    if (t->bytes == bits / 8) return NXT_OK;
+    return fail_tensor(h->w, t, "has %" PRId64 " bytes where dtype and shape need %" PRId64,
+                       t->bytes, bits / 8);
 }
 
-/* "__metadata__": texts only. Copied, since the header is not kept. */
+/* "__metadata__": texts only, and few, so that looking for duplicates stays cheap. */
 static nxt_status header_metadata(const tensor_header *h, const json *entry) {
-    weights *w = h->w;
+    nxt_context *cx = h->w->cx;
     if (entry->kind != JSON_OBJECT)
-        return fail(w->cx, NXT_FORMAT, "%s: __metadata__ is not an object", h->file);
-    if (entry->count > METADATA_MAX) /* so that looking for duplicates stays cheap */
-        return fail(w->cx, NXT_UNSUPPORTED, "%s: more than %d texts in __metadata__", h->file,
+        return fail(cx, NXT_FORMAT, "%s: __metadata__ is not an object", h->file);
+    if (entry->count > METADATA_MAX)
+        return fail(cx, NXT_UNSUPPORTED, "%s: more than %d texts in __metadata__", h->file,
                     METADATA_MAX);
-    for (const json *m = entry->first; m; m = m->next) {
+    for (const json *m = entry->first; m; m = m->next)
         if (m->kind != JSON_STRING || json_get(entry, m->key) != m)
-            return fail(w->cx, NXT_FORMAT, "%s: __metadata__: %.200s %s", h->file, m->key,
+            return fail(cx, NXT_FORMAT, "%s: __metadata__: %.200s %s", h->file, m->key,
                         m->kind != JSON_STRING ? "is not text" : "occurs twice");
-        TRY(mem_grow(w->cx, &w->metadata, w->metadata_count, w->metadata_count + 1,
-                     &w->metadata_capacity, sizeof *w->metadata));
-        text_pair pair = {arena_text(&w->arena, m->key, (size_t)m->key_length),
-                          arena_text(&w->arena, m->text, (size_t)m->length)};
-        if (!pair.key || !pair.value) return NXT_MEMORY;
-        w->metadata[w->metadata_count++] = pair;
-    }
+    h->w->metadata = entry;
     return NXT_OK;
 }
 
-/* Empty tensors may share a place with another's beginning; they sort before it. */
-static int span_order(const void *a, const void *b) {
-    const byte_span *x = a, *y = b;
-    if (x->begin != y->begin) return x->begin < y->begin ? -1 : 1;
-    return (x->end > y->end) - (x->end < y->end);
+/* By place. Empty tensors may share theirs with another's beginning; they sort before it. */
+static int place_order(const void *a, const void *b) {
+    const tensor *x = a, *y = b;
+    if (x->p != y->p) return x->p < y->p ? -1 : 1;
+    return (x->bytes > y->bytes) - (x->bytes < y->bytes);
 }
 
-/* Together the tensors fill the data exactly: no hole, no overlap, nothing behind. */
-static nxt_status header_cover(const tensor_header *h, byte_span *s, i64 n) {
-    i64 end = 0;
-    qsort(s, (size_t)n, sizeof *s, span_order);
-    for (i64 i = 0; i < n; i++) {
-        tensor t = {.file = h->file, .name = s[i].name};
-        if (s[i].begin != end)
-            return fail_tensor(h->w, &t, "%s: it begins at byte %" PRId64 ", not %" PRId64,
-                               s[i].begin < end ? "overlaps another" : "leaves a hole",
-                               s[i].begin, end);
-        end = s[i].end;
+/* Adds n tensors, which together must fill the data exactly: no hole, no overlap, nothing
+ * behind. */
+static nxt_status header_cover(const tensor_header *h, tensor *t, i64 n) {
+    const u8 *end = h->data;
+    qsort(t, (size_t)n, sizeof *t, place_order);
+    for (i64 i = 0; i < n; end = t[i].p + t[i].bytes, i++) {
+        if (t[i].p != end)
+            return fail_tensor(h->w, &t[i], "%s: it begins at byte %" PRId64 ", not %" PRId64,
+                               t[i].p < end ? "overlaps another" : "leaves a hole",
+                               (i64)(t[i].p - h->data), (i64)(end - h->data));
+        TRY(weights_add(h->w, &t[i]));
     }
-    if (end != h->bytes)
-        return fail(h->w->cx, NXT_FORMAT, "%s: %" PRId64 " bytes follow the last tensor",
-                    h->file, h->bytes - end);
-    return NXT_OK;
+    if (end == h->data + h->bytes) return NXT_OK;
+    return fail(h->w->cx, NXT_FORMAT, "%s: %" PRId64 " bytes follow the last tensor", h->file,
+                (i64)(h->data + h->bytes - end));
 }
 
 /* Entry by entry, then all together. */
 static nxt_status header_read(const tensor_header *h, const json *root) {
     nxt_status status = NXT_OK;
-    byte_span *spans;
+    tensor *list;
     i64 n = 0;
-    bool metadata = false;
     if (root->kind != JSON_OBJECT)
         return fail(h->w->cx, NXT_FORMAT, "%s: the header is not an object", h->file);
-    TRY(mem_get(h->w->cx, &spans, max64(1, root->count), sizeof *spans));
-    for (const json *m = root->first; m && status == NXT_OK; m = m->next) {
-        if (!json_is(m, "__metadata__")) status = header_tensor(h, m, &spans[n++]);
-        else if (!metadata) status = header_metadata(h, m), metadata = true;
+    TRY(mem_get(h->w->cx, &list, max64(1, root->count), sizeof *list));
+    for (const json *m = root->first; m && status == NXT_OK; m = m->next)
+        if (!json_is(m, "__metadata__")) status = header_tensor(h, m, &list[n++]);
+        else if (json_get(root, m->key) == m) status = header_metadata(h, m);
         else status = fail(h->w->cx, NXT_FORMAT, "%s: has __metadata__ twice", h->file);
-    }
-    if (status == NXT_OK) status = header_cover(h, spans, n);
-    mem_drop(h->w->cx, spans);
+    if (status == NXT_OK) status = header_cover(h, list, n);
+    mem_drop(h->w->cx, list);
     return status;
 }
 
@@ -4148,66 +3992,63 @@ static nxt_status header_read(const tensor_header *h, const json *root) {
 static nxt_status safetensors_parse(weights *w, const char *file, const u8 *p, i64 n) {
     static const char pointer[] = "version https://git-lfs";
     nxt_context *cx = w->cx;
+    json *root;
     if (n >= COUNT(pointer) && !memcmp(p, pointer, sizeof pointer - 1))
         return fail(cx, NXT_FORMAT, "%s: a Git LFS pointer, not the file itself: "
                     "fetch it with `git lfs pull`", file);
     if (n < 8) return fail(cx, NXT_FORMAT, "%s: %" PRId64 " bytes are too few", file, n);
-    u64 length = read_le(p, 8);
+    const u64 length = read_le(p, 8);
     if (length > SAFETENSORS_HEADER_MAX)
         return fail(cx, NXT_FORMAT, "%s: not safetensors: a header of %" PRIu64
                     " bytes, more than %d", file, length, SAFETENSORS_HEADER_MAX);
     if ((i64)length > n - 8)
         return fail(cx, NXT_FORMAT, "%s: the header takes %" PRIu64 " bytes and only %" PRId64
                     " are there: the file is cut short", file, length, n - 8);
-    tensor_header h = {.w = w, .file = file, .data = p + 8 + length};
-    h.bytes = n - 8 - (i64)length;
-    arena a = {.cx = cx};
-    json *root;
-    nxt_status status = NXT_MEMORY;
-    const char *where = arena_print(&a, "%s (header)", file);
-    const char *copy = arena_text(&a, (const char *)p + 8, length);
-    if (where && copy) status = json_parse(&a, where, copy, (i64)length, &root);
-    if (status == NXT_OK) status = header_read(&h, root);
-    arena_free(&a);
-    return status;
+    const tensor_header h = {w, file, p + 8 + length, n - 8 - (i64)length};
+    const char *where = arena_print(&w->arena, "%s (header)", file);
+    const char *copy = arena_text(&w->arena, (const char *)p + 8, length);
+    if (!where || !copy) return NXT_MEMORY;
+    TRY(json_parse(&w->arena, where, copy, (i64)length, &root));
+    TRY(header_read(&h, root));
+    return weights_sort(w, "the name occurs twice");
 }
 
 /* safetensors_parse, or torchbin_parse of §12. */
 typedef nxt_status (*weight_parser)(weights *w, const char *file, const u8 *p, i64 n);
 
-/* The entry for the file of that name in the list of the model's files; new ones are added,
- * and opened later. The pointer is good until the next call. */
-static nxt_status weights_file(weights *w, const char *directory, const char *name,
-                               weight_file **out) {
+/* Puts a path into the list of the model's files, once; *kept is the list's own copy. */
+static nxt_status weights_file(weights *w, const char *path, const char **kept) {
     for (i64 i = w->file_count - 1; i >= 0; i--) /* the last is the likely one */
-        if (!strcmp(w->files[i].name, name)) return *out = &w->files[i], NXT_OK;
+        if (!strcmp(w->files[i].path, path)) return *kept = w->files[i].path, NXT_OK;
     if (w->file_count == MAX_FILES)
-        return fail(w->cx, NXT_FORMAT, "%s: weights in more than %d files", directory,
-                    MAX_FILES);
+        return fail(w->cx, NXT_FORMAT, "%s: weights in more than %d files", path, MAX_FILES);
     TRY(mem_grow(w->cx, &w->files, w->file_count, w->file_count + 1, &w->file_capacity,
                  sizeof *w->files));
-    *out = &w->files[w->file_count];
-    **out = (weight_file){
-        .path = *directory ? path_join(&w->arena, directory, name)
-                           : arena_text(&w->arena, name, strlen(name)),
-        .name = arena_text(&w->arena, name, strlen(name))};
-    if (!(*out)->path || !(*out)->name) return NXT_MEMORY;
-    w->file_count++;
-    return NXT_OK;
+    *kept = arena_text(&w->arena, path, strlen(path));
+    w->files[w->file_count++] = (weight_file){.path = *kept};
+    return *kept ? NXT_OK : NXT_MEMORY;
 }
 
-/* Maps a file and adds its tensors. The map stays open until weights_close. */
-static nxt_status weights_load(weights *w, weight_file *f, weight_parser parse) {
-    TRY(file_map_open(w->cx, f->path, &f->map));
-    return parse(w, f->path, f->map.p, f->map.n);
+/* Maps all files of the list and adds their tensors, then sees that none that the index names
+ * is still awaited. The maps stay open until weights_close. */
+static nxt_status weights_read(weights *w, const char *index, weight_parser parse) {
+    for (i64 i = 0; i < w->file_count; i++) {
+        weight_file *f = &w->files[i];
+        TRY(file_map_open(w->cx, f->path, &f->map));
+        TRY(parse(w, f->path, f->map.p, f->map.n));
+    }
+    for (i64 i = 0; i < w->count; i++)
+        if (w->tensors[i].rank == AWAITED)
+            return fail_tensor(w, &w->tensors[i], "not in this file, where %s says it is",
+                               index);
+    return NXT_OK;
 }
 
 /* One safetensors file: an adapter, the state of an optimizer. After a failure w is closed. */
 static nxt_status weights_open_file(nxt_context *cx, const char *path, weights *w) {
     *w = (weights){.cx = cx, .arena.cx = cx};
-    weight_file *f;
-    nxt_status status = weights_file(w, "", path, &f);
-    if (status == NXT_OK) status = weights_load(w, f, safetensors_parse);
+    nxt_status status = weights_file(w, path, &path);
+    if (status == NXT_OK) status = weights_read(w, path, safetensors_parse);
     if (status != NXT_OK) weights_close(w);
     return status;
 }
@@ -4244,49 +4085,47 @@ typedef struct tensor_writer {
     save *s;
     const tensor_set *set;
     const tensor_plan **order; /* a shard's tensors as they lie in its file */
-    i32 *shard;                /* of each plan, from 0 */
+    i64 *shard;                /* of each plan, from 0 */
     float *stage;              /* (STAGE) */
     u16 *half;                 /* (STAGE) */
 } tensor_writer;
 
+static i64 plan_bytes(const tensor_plan *t) { return t->count * dtype_size(t->type); }
+
 /* The reference writer's order, so that equal models are equal files: its dtypes from the
- * widest down, then names. It also keeps each tensor aligned to its element. */
+ * widest down, then names by their bytes. It also keeps each tensor aligned to its element. */
 static int plan_order(const void *a, const void *b) {
     static const int rank[] = {[F32] = 0, [BF16] = 1, [F16] = 2};
     const tensor_plan *x = *(const tensor_plan *const *)a, *y = *(const tensor_plan *const *)b;
     return x->type != y->type ? rank[x->type] - rank[y->type] : strcmp(x->name, y->name);
 }
 
-/* The order of bytes, which is also that of Python's sort_keys. */
-static int name_order(const void *a, const void *b) {
-    const tensor_plan *x = *(const tensor_plan *const *)a, *y = *(const tensor_plan *const *)b;
-    return strcmp(x->name, y->name);
+/* "key":"value", or "key": alone, after a comma. */
+static void write_pair(buffer *b, const char *key, const char *value) {
+    buffer_text(b, ",");
+    json_write_text(b, key, (i64)strlen(key));
+    buffer_text(b, ":");
+    if (value) json_write_text(b, value, (i64)strlen(value));
 }
 
 /* The header of w->order[0, n), padded with spaces so that the data starts at a multiple of
  * 8. Compact and in the reference writer's order of keys, for the sake of equal bytes. */
 static void write_header(buffer *b, const tensor_writer *w, i64 n) {
     static const char *const names[] = {[F32] = "F32", [F16] = "F16", [BF16] = "BF16"};
-    const tensor_set *set = w->set;
     i64 at = 0;
     buffer_text(b, "{\"__metadata__\":{\"format\":\"pt\"");
-    for (i64 i = 0; i < set->metadata_count; i++) {
-        buffer_text(b, ",");
-        json_write_text(b, set->metadata[i].key, (i64)strlen(set->metadata[i].key));
-        buffer_text(b, ":");
-        json_write_text(b, set->metadata[i].value, (i64)strlen(set->metadata[i].value));
-    }
+    for (i64 i = 0; i < w->set->metadata_count; i++)
+        write_pair(b, w->set->metadata[i].key, w->set->metadata[i].value);
     buffer_text(b, "}");
     for (i64 i = 0; i < n; i++) {
         const tensor_plan *t = w->order[i];
-        i64 end = at + t->count * dtype_size(t->type);
-        buffer_text(b, ",");
-        json_write_text(b, t->name, (i64)strlen(t->name));
-        buffer_print(b, ":{\"dtype\":\"%s\",\"shape\":[", names[t->type]);
+        write_pair(b, t->name, NULL);
+        buffer_print(b, "{\"dtype\":\"%s\",\"shape\":[", names[t->type]);
         for (int d = 0; d < t->rank; d++)
             buffer_print(b, "%s%" PRId64, d ? "," : "", t->dim[d]);
-        buffer_print(b, "],\"data_offsets\":[%" PRId64 ",%" PRId64 "]}", at, end);
-        at = end;
+        buffer_print(b, "],\"data_offsets\":[%" PRId64 ",", at);
+        at += plan_bytes(t);
+        buffer_print(b, "%" PRId64 "]}", at);
     }
     buffer_text(b, "}");
     while (b->n % 8 && b->status == NXT_OK) buffer_text(b, " ");
@@ -4342,36 +4181,27 @@ static nxt_status write_shard(const tensor_writer *w, i64 shard, const char *nam
     return save_close(&f, status);
 }
 
-enum { OPEN_SHARD = -1 };
-
-/* Gives the shard that is being filled its number; returns the next one. */
-static i64 close_shard(i32 *shard, i64 plans, i64 number) {
-    for (i64 i = 0; i < plans; i++)
-        if (shard[i] == OPEN_SHARD) shard[i] = (i32)number;
-    return number + 1;
-}
-
 /* Hugging Face's rule: fill a shard in the model's order until the next tensor would not
  * fit. A tensor larger than a shard gets one alone, which takes its number at once, while
  * the shard being filled takes its own when it is closed. Returns the number of shards. */
-static i64 choose_shards(const tensor_set *set, i32 *shard) {
-    i64 shards = 0, filled = 0, limit = set->shard_bytes ? set->shard_bytes : INT64_MAX;
-    bool open = false;
-    for (i64 i = 0; i < set->count; i++) {
-        i64 bytes = set->plans[i].count * dtype_size(set->plans[i].type);
-        if (bytes > limit) {
-            shard[i] = (i32)shards++;
-            continue;
+static i64 choose_shards(const tensor_set *set, i64 *shard) {
+    enum { BEING_FILLED = -1 };
+    i64 shards = 0, filled = 0, waiting = 0;
+    const i64 limit = set->shard_bytes ? set->shard_bytes : INT64_MAX;
+    for (i64 i = 0; i <= set->count; i++) {
+        const i64 bytes = i < set->count ? plan_bytes(&set->plans[i]) : 0;
+        const bool alone = bytes > limit;
+        if (waiting && !alone && (i == set->count || bytes > limit - filled)) {
+            for (i64 j = 0; j < i; j++)
+                if (shard[j] == BEING_FILLED) shard[j] = shards;
+            shards++;
+            waiting = filled = 0;
         }
-        if (bytes > limit - filled) {
-            shards = close_shard(shard, i, shards);
-            filled = 0;
-        }
-        shard[i] = OPEN_SHARD;
-        filled += bytes;
-        open = true;
+        if (i == set->count) break;
+        shard[i] = alone ? shards++ : BEING_FILLED;
+        filled += alone ? 0 : bytes;
+        waiting += !alone;
     }
-    if (open) shards = close_shard(shard, set->count, shards);
     return max64(1, shards);
 }
 
@@ -4382,17 +4212,17 @@ static void shard_name(char out[300], const char *name, i64 shard, i64 shards) {
              shards);
 }
 
-/* {"metadata": {"total_size": bytes}, "weight_map": {tensor: file}}, sorted by name. */
+/* {"metadata": {"total_size": bytes}, "weight_map": {tensor: file}}. */
 static nxt_status write_index(const tensor_writer *w, const char *name, i64 shards) {
     const tensor_set *set = w->set;
     buffer b = {.cx = w->s->cx};
     i64 total = 0;
     char file[300];
     for (i64 i = 0; i < set->count; i++) {
-        total += set->plans[i].count * dtype_size(set->plans[i].type);
+        total += plan_bytes(&set->plans[i]);
         w->order[i] = &set->plans[i];
     }
-    qsort(w->order, (size_t)set->count, sizeof *w->order, name_order);
+    qsort(w->order, (size_t)set->count, sizeof *w->order, plan_order);
     buffer_print(&b, "{\n  \"metadata\": {\n    \"total_size\": %" PRId64
                  "\n  },\n  \"weight_map\": {", total);
     for (i64 i = 0; i < set->count; i++) {
@@ -4413,24 +4243,21 @@ static nxt_status write_index(const tensor_writer *w, const char *name, i64 shar
 /* Writes the set as `name`, which ends in .safetensors, or as shards and their index when
  * the set has a limit and does not fit. Memory: STAGE elements twice, and the header. */
 static nxt_status safetensors_write(save *s, const char *name, const tensor_set *set) {
+    arena a = {.cx = s->cx};
     tensor_writer w = {.s = s, .set = set};
-    nxt_status status;
     char file[300];
-    TRY_GOTO(done, mem_get(s->cx, &w.order, max64(1, set->count), sizeof *w.order));
-    TRY_GOTO(done, mem_get(s->cx, &w.shard, max64(1, set->count), sizeof *w.shard));
-    TRY_GOTO(done, mem_get(s->cx, &w.stage, STAGE, sizeof *w.stage));
-    TRY_GOTO(done, mem_get(s->cx, &w.half, STAGE, sizeof *w.half));
-    i64 shards = choose_shards(set, w.shard);
-    for (i64 i = 0; i < shards; i++) {
+    w.order = arena_get(&a, (size_t)set->count * sizeof *w.order);
+    w.shard = arena_get(&a, (size_t)set->count * sizeof *w.shard);
+    w.stage = arena_get(&a, STAGE * sizeof *w.stage);
+    w.half = arena_get(&a, STAGE * sizeof *w.half);
+    nxt_status status = w.order && w.shard && w.stage && w.half ? NXT_OK : NXT_MEMORY;
+    i64 shards = status == NXT_OK ? choose_shards(set, w.shard) : 0;
+    for (i64 i = 0; i < shards && status == NXT_OK; i++) {
         shard_name(file, name, i, shards);
-        TRY_GOTO(done, write_shard(&w, i, shards == 1 ? name : file));
+        status = write_shard(&w, i, shards == 1 ? name : file);
     }
-    if (shards > 1) TRY_GOTO(done, write_index(&w, name, shards));
-done:
-    if (w.order) mem_drop(s->cx, (void *)w.order);
-    mem_drop(s->cx, w.shard);
-    mem_drop(s->cx, w.stage);
-    mem_drop(s->cx, w.half);
+    if (shards > 1 && status == NXT_OK) status = write_index(&w, name, shards);
+    arena_free(&a);
     return status;
 }
 
@@ -4509,28 +4336,33 @@ static bool zip_mark(const zip_archive *z, i64 at, i64 bytes, char a, char b) {
     return at >= 0 && bytes <= z->n - at && !memcmp(z->p + at, (char[]){'P', 'K', a, b}, 4);
 }
 
+/* A number of the plain end record: the zip64 one at p takes its place, when the plain one is
+ * saturated or the same. */
+static bool zip_widen(u64 *number, u64 saturated, const u8 *p) {
+    const u64 wide = read_le(p, 8);
+    const bool agrees = *number == saturated || *number == wide;
+    *number = wide;
+    return agrees;
+}
+
 /* Finds the directory, from the end of the file, where the end record must lie: PyTorch puts
- * no comment behind it. PyTorch writes the zip64 records always, other tools when needed; a
- * field of the plain record may be saturated, but may not contradict. The directory must
- * fill what lies between its beginning and the end records. */
+ * no comment behind it. PyTorch writes the zip64 records always, other tools when needed. The
+ * directory must fill what lies between its beginning and the end records. */
 static nxt_status zip_open(zip_archive *z) {
-    i64 end = z->n - ZIP_END, locator = end - ZIP_LOCATOR;
+    const i64 end = z->n - ZIP_END, locator = end - ZIP_LOCATOR, end64 = locator - ZIP_END64;
     if (!zip_mark(z, end, ZIP_END, 5, 6)) return fail_zip(z, "no end record: it is cut short");
     const u8 *e = z->p + end;
     u64 count = read_le(e + 10, 2), bytes = read_le(e + 12, 4), at = read_le(e + 16, 4);
     z->directory_end = end;
     if (zip_mark(z, locator, ZIP_LOCATOR, 6, 7)) {
-        u64 where = read_le(z->p + locator + 8, 8);
-        if (where != (u64)(locator - ZIP_END64) || !zip_mark(z, (i64)where, ZIP_END64, 6, 6))
+        const u64 where = read_le(z->p + locator + 8, 8);
+        if (where != (u64)end64 || !zip_mark(z, end64, ZIP_END64, 6, 6))
             return fail_zip(z, "no zip64 end record where its locator points");
-        const u8 *e64 = z->p + where;
-        u64 count64 = read_le(e64 + 32, 8), bytes64 = read_le(e64 + 40, 8);
-        u64 at64 = read_le(e64 + 48, 8);
-        if ((count != 0xffff && count != count64) || (bytes != 0xffffffff && bytes != bytes64)
-            || (at != 0xffffffff && at != at64))
+        e = z->p + end64;
+        if (!zip_widen(&count, 0xffff, e + 32) || !zip_widen(&bytes, 0xffffffff, e + 40)
+            || !zip_widen(&at, 0xffffffff, e + 48))
             return fail_zip(z, "its two end records disagree");
-        count = count64, bytes = bytes64, at = at64;
-        z->directory_end = (i64)where;
+        z->directory_end = end64;
     }
     if (bytes > (u64)z->directory_end || at != (u64)z->directory_end - bytes)
         return fail_zip(z, "the directory is not where the end record says");
@@ -4576,11 +4408,12 @@ static nxt_status zip_local(const zip_archive *z, const u8 *central, i64 offset,
     if (name + extra > z->directory - offset - ZIP_LOCAL || name != e->length
         || memcmp(l + ZIP_LOCAL, e->name, (size_t)name) || memcmp(l + 6, central + 8, 4))
         return fail_zip(z, "an entry and the directory disagree");
-    u64 stored = read_le(l + 18, 4), bytes = read_le(l + 22, 4);
-    bool later = read_le(l + 6, 2) & 8;
-    if (((!later || stored) && stored != 0xffffffff && stored != (u64)e->bytes)
-        || ((!later || bytes) && bytes != 0xffffffff && bytes != (u64)e->bytes))
-        return fail_zip(z, "an entry and the directory disagree about a size");
+    const bool later = read_le(l + 6, 2) & 8;
+    for (int at = 18; at <= 22; at += 4) {
+        const u64 size = read_le(l + at, 4);
+        if (size != (u64)e->bytes && size != 0xffffffff && !(later && size == 0))
+            return fail_zip(z, "an entry and the directory disagree about a size");
+    }
     e->p = l + ZIP_LOCAL + name + extra;
     if (e->bytes > z->p + z->directory - e->p)
         return fail_zip(z, "an entry runs into the directory");
@@ -4603,12 +4436,11 @@ static nxt_status zip_central(const zip_archive *z, i64 *at, i64 *free_from, zip
         return fail_zip(z, "its directory is cut short");
     if (!zip_extra(c + ZIP_CENTRAL + e->length, extra, &bytes, &stored, &offset))
         return fail_zip(z, "a bad extra field");
-    if (read_le(c + 8, 2) & 1)
-        return fail(z->w->cx, NXT_UNSUPPORTED, "%s: %.*s is encrypted", z->file,
-                    (int)min64(e->length, 200), e->name);
-    if (read_le(c + 10, 2))
-        return fail(z->w->cx, NXT_UNSUPPORTED, "%s: %.*s is compressed: torch.save does not do "
-                    "that; save the model again", z->file, (int)min64(e->length, 200), e->name);
+    const bool encrypted = read_le(c + 8, 2) & 1;
+    if (encrypted || read_le(c + 10, 2))
+        return fail(z->w->cx, NXT_UNSUPPORTED, "%s: %.*s is %s: torch.save does not do that; "
+                    "save the model again", z->file, (int)min64(e->length, 200), e->name,
+                    encrypted ? "encrypted" : "compressed");
     if (bytes != stored || bytes > (u64)z->n || offset > (u64)z->n)
         return fail_zip(z, "an entry has an impossible size");
     if ((i64)offset < *free_from) return fail_zip(z, "entries overlap or are out of order");
@@ -4627,7 +4459,8 @@ static int zip_order(const void *a, const void *b) {
 }
 
 /* Reads the whole directory; a name that occurs twice would mean different things to
- * different readers. */
+ * different readers. All that counts lies in one folder, whatever it is called: PyTorch takes
+ * that of the first entry. */
 static nxt_status zip_read(zip_archive *z) {
     i64 free_from = 0;
     TRY(zip_open(z));
@@ -4635,6 +4468,11 @@ static nxt_status zip_read(zip_archive *z) {
     i64 at = z->directory;
     for (i64 i = 0; i < z->count; i++) TRY(zip_central(z, &at, &free_from, &z->entry[i]));
     if (at != z->directory_end) return fail_zip(z, "more lies in its directory than entries");
+    if (z->count > 0) {
+        z->root = z->entry[0].name;
+        const char *slash = memchr(z->root, '/', (size_t)z->entry[0].length);
+        z->root_length = slash ? slash + 1 - z->root : 0;
+    }
     qsort(z->entry, (size_t)z->count, sizeof *z->entry, zip_order);
     for (i64 i = 1; i < z->count; i++)
         if (!zip_order(&z->entry[i - 1], &z->entry[i]))
@@ -4645,31 +4483,11 @@ static nxt_status zip_read(zip_archive *z) {
 /* The entry `<root><folder><name>`, or NULL: a name too long to be real is not there. */
 static const zip_entry *zip_find(const zip_archive *z, const char *folder, const char *name) {
     char full[256];
-    int n = snprintf(full, sizeof full, "%.*s%s%s", (int)min64(z->root_length, 200), z->root,
-                     folder, name);
-    zip_entry key = {.name = full, .length = n};
-    if (n >= (int)sizeof full || z->root_length > 200) return NULL;
+    if (z->root_length > 200) return NULL;
+    int n = snprintf(full, sizeof full, "%.*s%s%s", (int)z->root_length, z->root, folder, name);
+    const zip_entry key = {.name = full, .length = n};
+    if (n >= (int)sizeof full) return NULL;
     return bsearch(&key, z->entry, (size_t)z->count, sizeof *z->entry, zip_order);
-}
-
-/* Every name lies in one folder, whatever it is called; data.pkl tells which. */
-static nxt_status zip_find_root(zip_archive *z) {
-    static const char pkl[] = "data.pkl";
-    const i64 n = sizeof pkl - 1;
-    int found = 0;
-    for (i64 i = 0; i < z->count; i++) {
-        const zip_entry *e = &z->entry[i];
-        i64 root = e->length - n;
-        if (root < 0 || memcmp(e->name + root, pkl, (size_t)n)) continue;
-        const char *slash = memchr(e->name, '/', (size_t)e->length);
-        if (slash != (root ? e->name + root - 1 : NULL)) continue; /* another file, or deeper */
-        z->root = e->name;
-        z->root_length = root;
-        found++;
-    }
-    if (found == 1) return NXT_OK;
-    return fail(z->w->cx, NXT_FORMAT, "%s: a zip archive with %s data.pkl: not what torch.save "
-                "writes", z->file, found ? "more than one" : "no");
 }
 
 /* -- the pickle ----------------------------------------------------------------------------
@@ -4698,53 +4516,48 @@ enum { PICKLE_MAX = 16 << 20 }; /* bytes; a model of 1000 tensors takes 150 thou
 typedef enum pickle_kind {
     PICKLE_MARK,  /* on the stack only: where a list of values begins */
     PICKLE_OTHER, /* None, True, False, floats, integers above 64 bits: never looked at */
-    PICKLE_INTEGER, PICKLE_TEXT, PICKLE_TUPLE, PICKLE_LIST,
-    PICKLE_DICT,  /* item: key, value, key, value ... */
-    PICKLE_NAME,  /* one of torch_names */
+    PICKLE_INTEGER, PICKLE_TEXT, PICKLE_TUPLE,
+    PICKLE_LIST,  /* what it holds is dropped: no tensor of a model lies in one */
+    PICKLE_DICT,  /* only what has a text for its key is kept */
+    PICKLE_NAME,  /* one of torch_known */
     PICKLE_STORAGE, PICKLE_TENSOR /* a tensor's items are the arguments it was built from */
 } pickle_kind;
-
-typedef enum torch_role { ORDERED_DICT, BUILD_TENSOR, BUILD_PARAMETER, STORAGE } torch_role;
 
 /* All that a pickle may mention: three callables and the types of storages. */
 typedef struct torch_name {
     const char *name;
-    torch_role role;
+    enum { ORDERED_DICT, BUILD_TENSOR, BUILD_PARAMETER, STORAGE } role;
     const char *kind; /* of a storage's elements */
 } torch_name;
 
-/* NULL: not one of them. */
-static const torch_name *torch_name_find(const char *name) {
-    static const torch_name names[] = {
-        {"collections.OrderedDict", ORDERED_DICT, NULL},
-        {"torch._utils._rebuild_tensor_v2", BUILD_TENSOR, NULL},
-        {"torch._utils._rebuild_parameter", BUILD_PARAMETER, NULL},
-        {"torch.FloatStorage", STORAGE, "F32"},
-        {"torch.HalfStorage", STORAGE, "F16"},
-        {"torch.BFloat16Storage", STORAGE, "BF16"},
-        {"torch.DoubleStorage", STORAGE, "F64"},
-        {"torch.LongStorage", STORAGE, "I64"},
-        {"torch.IntStorage", STORAGE, "I32"},
-        {"torch.ShortStorage", STORAGE, "I16"},
-        {"torch.CharStorage", STORAGE, "I8"},
-        {"torch.ByteStorage", STORAGE, "U8"},
-        {"torch.BoolStorage", STORAGE, "BOOL"},
-        {"torch.ComplexFloatStorage", STORAGE, "C64"}};
-    for (i64 i = 0; i < COUNT(names); i++)
-        if (!strcmp(names[i].name, name)) return &names[i];
-    return NULL;
-}
+static const torch_name torch_known[] = {
+    {"collections.OrderedDict", ORDERED_DICT, NULL},
+    {"torch._utils._rebuild_tensor_v2", BUILD_TENSOR, NULL},
+    {"torch._utils._rebuild_parameter", BUILD_PARAMETER, NULL},
+    {"torch.FloatStorage", STORAGE, "F32"},   {"torch.HalfStorage", STORAGE, "F16"},
+    {"torch.BFloat16Storage", STORAGE, "BF16"}, {"torch.DoubleStorage", STORAGE, "F64"},
+    {"torch.LongStorage", STORAGE, "I64"},    {"torch.IntStorage", STORAGE, "I32"},
+    {"torch.ShortStorage", STORAGE, "I16"},   {"torch.CharStorage", STORAGE, "I8"},
+    {"torch.ByteStorage", STORAGE, "U8"},     {"torch.BoolStorage", STORAGE, "BOOL"},
+    {"torch.ComplexFloatStorage", STORAGE, "C64"}};
 
 /* Values are shared (the memo) and may even hold themselves, so nothing here walks them
  * without a bound. */
 typedef struct pickle_value {
     pickle_kind kind;
-    const char *text;       /* a text; the key of a storage */
-    i64 number;             /* an integer; the elements of a storage */
-    const torch_name *name; /* a name; the type of a storage */
-    struct pickle_value **item;
-    i64 count, capacity;
+    const char *text;          /* a text; the key of a storage */
+    i64 number;                /* an integer; the elements of a storage */
+    const torch_name *name;    /* a name; the type of a storage */
+    struct pickle_value **item; /* of a tuple or a tensor */
+    i64 count;
+    struct pickle_pair *last;  /* of a dictionary */
 } pickle_value;
+
+typedef struct pickle_pair {
+    const char *key;
+    const pickle_value *value;
+    struct pickle_pair *before; /* the pair that was added before this one */
+} pickle_pair;
 
 typedef struct pickle_machine {
     nxt_context *cx;
@@ -4761,14 +4574,6 @@ static nxt_status fail_pickle(const pickle_machine *k, const char *reason) {
                 (i64)(k->p - k->start), reason);
 }
 
-/* The number of so many bytes that follows an opcode. */
-static nxt_status pickle_number(pickle_machine *k, int bytes, u64 *out) {
-    if (bytes > k->end - k->p) return fail_pickle(k, "cut short");
-    *out = read_le(k->p, bytes);
-    k->p += bytes;
-    return NXT_OK;
-}
-
 /* The stack grows as it must: each push costs a byte of the pickle at least. */
 static nxt_status pickle_push(pickle_machine *k, pickle_value *v) {
     TRY(mem_grow(k->cx, &k->stack, k->depth, k->depth + 1, &k->stack_capacity,
@@ -4777,12 +4582,11 @@ static nxt_status pickle_push(pickle_machine *k, pickle_value *v) {
     return NXT_OK;
 }
 
-/* A new value on the stack. */
-static nxt_status pickle_new(pickle_machine *k, pickle_kind kind, pickle_value **out) {
+/* A new value on the stack, like this one. */
+static nxt_status pickle_new(pickle_machine *k, pickle_value like) {
     pickle_value *v = arena_get(&k->arena, sizeof *v);
     if (!v) return NXT_MEMORY;
-    v->kind = kind;
-    if (out) *out = v;
+    *v = like;
     return pickle_push(k, v);
 }
 
@@ -4793,87 +4597,63 @@ static nxt_status pickle_pop(pickle_machine *k, pickle_kind kind, pickle_value *
     return (*out)->kind == kind ? NXT_OK : fail_pickle(k, "a value of another kind is needed");
 }
 
-/* The last n values of the stack become items of v; pickle_above has seen that they are
- * there. A container grows by half, so that many appends cost a constant each. */
-static nxt_status pickle_collect(pickle_machine *k, i64 n, pickle_value *v) {
-    if (v->count + n > v->capacity) {
-        i64 capacity = max64(v->count + n, v->capacity + v->capacity / 2);
-        pickle_value **bigger = arena_get(&k->arena, (size_t)capacity * sizeof *bigger);
-        if (!bigger) return NXT_MEMORY;
-        if (v->count) memcpy(bigger, v->item, (size_t)v->count * sizeof *bigger);
-        v->item = bigger;
-        v->capacity = capacity;
-    }
-    k->depth -= n;
-    for (i64 i = 0; i < n; i++) v->item[v->count++] = k->stack[k->depth + i];
-    return NXT_OK;
-}
+enum { MARKED = -1 };
 
-/* How many values lie above the last mark; or, given n >= 0, that as many do. */
-static nxt_status pickle_above(const pickle_machine *k, i64 *n) {
-    i64 have = 0;
-    while (have < k->depth && have != *n && k->stack[k->depth - 1 - have]->kind != PICKLE_MARK)
-        have++;
-    if (*n >= 0 && have < *n) return fail_pickle(k, "too few values on the stack");
-    if (*n < 0 && have == k->depth) return fail_pickle(k, "no mark on the stack");
-    *n = have;
-    return NXT_OK;
-}
-
-/* A tuple of the last n values; n < 0: of those above the mark, which goes. */
+/* A tuple of the last n values; MARKED: of those above the last mark, which goes. */
 static nxt_status pickle_tuple(pickle_machine *k, i64 n) {
-    bool marked = n < 0;
-    pickle_value *v = arena_get(&k->arena, sizeof *v);
-    if (!v) return NXT_MEMORY;
-    TRY(pickle_above(k, &n));
-    v->kind = PICKLE_TUPLE;
-    TRY(pickle_collect(k, n, v));
-    k->depth -= marked;
-    return pickle_push(k, v);
+    i64 have = 0;
+    while (have < k->depth && have != n && k->stack[k->depth - 1 - have]->kind != PICKLE_MARK)
+        have++;
+    if (n == MARKED && have == k->depth) return fail_pickle(k, "no mark on the stack");
+    if (have < n) return fail_pickle(k, "too few values on the stack");
+    pickle_value **item = arena_get(&k->arena, (size_t)have * sizeof *item);
+    if (!item) return NXT_MEMORY;
+    k->depth -= have;
+    for (i64 i = 0; i < have; i++) item[i] = k->stack[k->depth + i];
+    k->depth -= n == MARKED;
+    return pickle_new(k, (pickle_value){.kind = PICKLE_TUPLE, .item = item, .count = have});
 }
 
-/* Appends the last n values, or those above the mark, to the list or dictionary below. */
+/* Adds the last n values, or those above the mark, to the list or dictionary below. */
 static nxt_status pickle_extend(pickle_machine *k, pickle_kind kind, i64 n) {
-    bool marked = n < 0;
-    TRY(pickle_above(k, &n));
-    i64 below = k->depth - n - marked - 1;
-    if (below < 0 || k->stack[below]->kind != kind || (kind == PICKLE_DICT && n % 2))
+    TRY(pickle_tuple(k, n));
+    const pickle_value *added = k->stack[--k->depth];
+    pickle_value *v = k->depth ? k->stack[k->depth - 1] : NULL;
+    if (!v || v->kind != kind || (kind == PICKLE_DICT && added->count % 2))
         return fail_pickle(k, "nothing to add these values to");
-    TRY(pickle_collect(k, n, k->stack[below]));
-    k->depth = below + 1;
+    for (i64 i = 0; kind == PICKLE_DICT && i < added->count; i += 2) {
+        if (added->item[i]->kind != PICKLE_TEXT) continue;
+        pickle_pair *pair = arena_get(&k->arena, sizeof *pair);
+        if (!pair) return NXT_MEMORY;
+        *pair = (pickle_pair){added->item[i]->text, added->item[i + 1], v->last};
+        v->last = pair;
+    }
     return NXT_OK;
 }
 
-/* A text with its length before it. No name of a tensor or a storage has a zero byte, and
- * without them texts can be C strings. */
-static nxt_status pickle_text(pickle_machine *k, int length_bytes) {
-    u64 n = 0;
+/* A text of n bytes. No name of a tensor or a storage has a zero byte, and without them texts
+ * can be C strings. */
+static nxt_status pickle_text(pickle_machine *k, u64 n) {
     u32 code;
-    pickle_value *v;
-    TRY(pickle_number(k, length_bytes, &n));
     if (n > (u64)(k->end - k->p)) return fail_pickle(k, "a text is cut short");
     if (memchr(k->p, 0, n)) return fail_pickle(k, "a text holds a zero byte");
-    const char *s = (const char *)k->p;
+    const char *s = arena_text(&k->arena, (const char *)k->p, n);
+    if (!s) return NXT_MEMORY;
     for (i64 i = 0, size; i < (i64)n; i += size)
         if (!(size = utf8_decode(s + i, (i64)n - i, &code)))
             return fail_pickle(k, "a text is not UTF-8");
-    TRY(pickle_new(k, PICKLE_TEXT, &v));
-    v->text = arena_text(&k->arena, s, n);
     k->p += n;
-    return v->text ? NXT_OK : NXT_MEMORY;
+    return pickle_new(k, (pickle_value){.kind = PICKLE_TEXT, .text = s});
 }
 
-/* Two's complement of any number of bytes; above 8 it is a number nobody asks for. */
-static nxt_status pickle_integer(pickle_machine *k, u64 bytes, bool is_signed) {
-    u64 x = 0;
-    pickle_value *v;
-    if (bytes > (u64)(k->end - k->p)) return fail_pickle(k, "cut short");
-    TRY(pickle_new(k, bytes > 8 ? PICKLE_OTHER : PICKLE_INTEGER, &v));
-    if (bytes <= 8) x = read_le(k->p, (int)bytes);
-    if (is_signed && bytes > 0 && bytes < 8 && x >> (8 * bytes - 1)) x -= (u64)1 << 8 * bytes;
-    v->number = (i64)x;
-    k->p += bytes;
-    return NXT_OK;
+/* Two's complement of n bytes; above 8 it is a number nobody asks for. */
+static nxt_status pickle_long(pickle_machine *k, u64 n) {
+    if (n > (u64)(k->end - k->p)) return fail_pickle(k, "cut short");
+    pickle_value v = {.kind = n > 8 ? PICKLE_OTHER : PICKLE_INTEGER};
+    const u64 unused = 64 - 8 * n;
+    if (n > 0 && n <= 8) v.number = (i64)(read_le(k->p, (int)n) << unused) >> unused;
+    k->p += n;
+    return pickle_new(k, v);
 }
 
 /* Puts the top of the stack into the memo. Python numbers values from 0, so that a number
@@ -4882,7 +4662,7 @@ static nxt_status pickle_remember(pickle_machine *k, u64 index) {
     if (k->depth == 0 || k->stack[k->depth - 1]->kind == PICKLE_MARK)
         return fail_pickle(k, "nothing to remember");
     if (index > (u64)(k->end - k->start)) return fail_pickle(k, "an absurd memo number");
-    i64 need = (i64)index + 1, had = k->memo_capacity;
+    const i64 need = (i64)index + 1, had = k->memo_capacity;
     TRY(mem_grow(k->cx, &k->memo, had, need, &k->memo_capacity, sizeof *k->memo));
     for (i64 i = had; i < k->memo_capacity; i++) k->memo[i] = NULL;
     k->memo[index] = k->stack[k->depth - 1];
@@ -4897,44 +4677,35 @@ static nxt_status pickle_recall(pickle_machine *k, u64 index) {
     return pickle_push(k, k->memo[index]);
 }
 
-/* The one place where a pickle could reach for code. A name that is not in the table ends the
- * reading, whether or not it would have been called. */
-static nxt_status pickle_name(pickle_machine *k, const char *module, i64 n, const char *name,
-                              i64 m) {
-    char full[200];
-    pickle_value *v;
-    snprintf(full, sizeof full, "%.*s.%.*s", (int)min64(n, 90), module, (int)min64(m, 90),
-             name);
-    const torch_name *known = torch_name_find(full);
-    if (!known)
-        return fail(k->cx, NXT_UNSUPPORTED, "%s: asks for %s, which a dictionary of tensors "
-                    "does not need: refused", k->file, full);
-    TRY(pickle_new(k, PICKLE_NAME, &v));
-    v->name = known;
+/* A text up to the end of the line. */
+static nxt_status pickle_line(pickle_machine *k) {
+    const u8 *stop = memchr(k->p, '\n', (size_t)(k->end - k->p));
+    if (!stop) return fail_pickle(k, "a name is cut short");
+    TRY(pickle_text(k, (u64)(stop - k->p)));
+    k->p++;
     return NXT_OK;
 }
 
-/* GLOBAL: two lines of text. */
-static nxt_status pickle_global(pickle_machine *k) {
-    const char *line[2];
-    i64 length[2];
-    for (int i = 0; i < 2; i++) {
-        const u8 *stop = memchr(k->p, '\n', (size_t)(k->end - k->p));
-        if (!stop) return fail_pickle(k, "a name is cut short");
-        line[i] = (const char *)k->p;
-        length[i] = stop - k->p;
-        k->p = stop + 1;
-    }
-    return pickle_name(k, line[0], length[0], line[1], length[1]);
-}
-
-/* STACK_GLOBAL, of protocol 4: two texts on the stack. */
-static nxt_status pickle_stack_global(pickle_machine *k) {
+/* The one place where a pickle could reach for code: two texts on the stack, module and name.
+ * What is not in the table ends the reading, whether or not it would have been called. */
+static nxt_status pickle_name(pickle_machine *k) {
     pickle_value *module = NULL, *name = NULL;
+    char full[200];
     TRY(pickle_pop(k, PICKLE_TEXT, &name));
     TRY(pickle_pop(k, PICKLE_TEXT, &module));
-    return pickle_name(k, module->text, (i64)strlen(module->text), name->text,
-                       (i64)strlen(name->text));
+    snprintf(full, sizeof full, "%.90s.%.90s", module->text, name->text);
+    for (i64 i = 0; i < COUNT(torch_known); i++)
+        if (!strcmp(torch_known[i].name, full))
+            return pickle_new(k, (pickle_value){.kind = PICKLE_NAME, .name = &torch_known[i]});
+    return fail(k->cx, NXT_UNSUPPORTED, "%s: asks for %s, which a dictionary of tensors "
+                "does not need: refused", k->file, full);
+}
+
+/* Whether a tuple begins with values of these n kinds. */
+static bool pickle_begins(const pickle_value *tuple, const pickle_kind *kinds, i64 n) {
+    for (i64 i = 0; i < n; i++)
+        if (i >= tuple->count || tuple->item[i]->kind != kinds[i]) return false;
+    return true;
 }
 
 /* BINPERSID: a reference to data outside the pickle. PyTorch uses it for storages:
@@ -4943,109 +4714,88 @@ static nxt_status pickle_stack_global(pickle_machine *k) {
 static nxt_status pickle_storage(pickle_machine *k) {
     static const pickle_kind kinds[] = {PICKLE_TEXT, PICKLE_NAME, PICKLE_TEXT, PICKLE_TEXT,
                                         PICKLE_INTEGER};
-    pickle_value *id = NULL, *v;
+    pickle_value *id = NULL;
     TRY(pickle_pop(k, PICKLE_TUPLE, &id));
-    bool good = id->count == COUNT(kinds);
-    for (i64 i = 0; good && i < id->count; i++) good = id->item[i]->kind == kinds[i];
-    if (!good || strcmp(id->item[0]->text, "storage") || id->item[1]->name->role != STORAGE
+    if (id->count != COUNT(kinds) || !pickle_begins(id, kinds, COUNT(kinds))
+        || strcmp(id->item[0]->text, "storage") || id->item[1]->name->role != STORAGE
         || id->item[4]->number < 0)
         return fail_pickle(k, "a reference to something that is no storage");
-    TRY(pickle_new(k, PICKLE_STORAGE, &v));
-    v->name = id->item[1]->name;
-    v->text = id->item[2]->text;
-    v->number = id->item[4]->number;
-    return NXT_OK;
+    return pickle_new(k, (pickle_value){.kind = PICKLE_STORAGE, .name = id->item[1]->name,
+                                        .text = id->item[2]->text,
+                                        .number = id->item[4]->number});
 }
 
-/* (storage, offset, sizes, strides, requires_grad, hooks [, metadata]); the last three say
- * nothing about the values. Numbers are checked later, when the tensor has a name. */
-static bool pickle_is_tensor(const pickle_value *args) {
-    if (args->count < 6 || args->count > 7) return false;
-    const pickle_value *size = args->item[2], *stride = args->item[3];
-    if (args->item[0]->kind != PICKLE_STORAGE || args->item[1]->kind != PICKLE_INTEGER
-        || size->kind != PICKLE_TUPLE || stride->kind != PICKLE_TUPLE
-        || size->count != stride->count)
-        return false;
-    for (i64 i = 0; i < size->count; i++)
-        if (size->item[i]->kind != PICKLE_INTEGER || stride->item[i]->kind != PICKLE_INTEGER)
-            return false;
-    return true;
-}
-
-/* What Python would call with a tuple of arguments becomes a value of ours. */
+/* What Python would call with a tuple of arguments becomes a value of ours. A tensor is
+ * (storage, offset, sizes, strides, requires_grad, hooks [, metadata]), of which the last three
+ * say nothing about its values; a parameter is (tensor, requires_grad, hooks). */
 static nxt_status pickle_reduce(pickle_machine *k) {
-    pickle_value *args = NULL, *callee = NULL, *v;
+    static const pickle_kind tensor_kinds[] = {PICKLE_STORAGE, PICKLE_INTEGER, PICKLE_TUPLE,
+                                               PICKLE_TUPLE};
+    pickle_value *args = NULL, *callee = NULL;
     TRY(pickle_pop(k, PICKLE_TUPLE, &args));
     TRY(pickle_pop(k, PICKLE_NAME, &callee));
-    switch (callee->name->role) {
-    case ORDERED_DICT:
-        if (args->count == 0) return pickle_new(k, PICKLE_DICT, NULL);
-        break;
-    case BUILD_TENSOR:
-        if (!pickle_is_tensor(args)) break;
-        TRY(pickle_new(k, PICKLE_TENSOR, &v));
-        v->item = args->item;
-        v->count = args->count;
-        return NXT_OK;
-    case BUILD_PARAMETER: /* (tensor, requires_grad, hooks) */
-        if (args->count != 3 || args->item[0]->kind != PICKLE_TENSOR) break;
+    const int role = callee->name->role;
+    if (role == ORDERED_DICT && args->count == 0)
+        return pickle_new(k, (pickle_value){.kind = PICKLE_DICT});
+    if (role == BUILD_TENSOR && (args->count == 6 || args->count == 7)
+        && pickle_begins(args, tensor_kinds, COUNT(tensor_kinds)))
+        return pickle_new(k, (pickle_value){.kind = PICKLE_TENSOR, .item = args->item});
+    if (role == BUILD_PARAMETER && args->count == 3 && args->item[0]->kind == PICKLE_TENSOR)
         return pickle_push(k, args->item[0]);
-    case STORAGE: break;
-    }
     return fail(k->cx, NXT_UNSUPPORTED, "%s: data.pkl, byte %" PRId64 ": %s with unexpected "
                 "arguments", k->file, (i64)(k->p - k->start), callee->name->name);
 }
 
 /* State that a dictionary carries beside its items (state_dict()._metadata): dropped. */
 static nxt_status pickle_build(pickle_machine *k) {
-    i64 n = 2;
-    TRY(pickle_above(k, &n));
-    if (k->stack[k->depth - 2]->kind != PICKLE_DICT)
+    if (k->depth < 2 || k->stack[k->depth - 1]->kind == PICKLE_MARK
+        || k->stack[k->depth - 2]->kind != PICKLE_DICT)
         return fail_pickle(k, "sets the state of something that is no dictionary");
     k->depth--;
     return NXT_OK;
 }
 
-/* One opcode. Protocols 2 to 5, as far as torch.save uses them for dictionaries of tensors and
- * for the plain values that training scripts keep beside them. */
+/* One opcode, after the number that follows some. Protocols 2 to 5, as far as torch.save uses
+ * them for dictionaries of tensors and for the plain values that training scripts keep beside
+ * them. */
 static nxt_status pickle_step(pickle_machine *k, u8 opcode) {
-    u64 n = 0;
+    static const u8 bytes[256] = {[0x80] = 1, [0x95] = 8, ['G'] = 8, ['K'] = 1, ['M'] = 2,
+                                  ['J'] = 4, [0x8a] = 1, ['X'] = 4, [0x8c] = 1, ['q'] = 1,
+                                  ['r'] = 4, ['h'] = 1, ['j'] = 4};
+    if (bytes[opcode] > k->end - k->p) return fail_pickle(k, "cut short");
+    const u64 n = read_le(k->p, bytes[opcode]);
+    k->p += bytes[opcode];
     switch (opcode) {
     case 0x80: /* PROTO */
-        TRY(pickle_number(k, 1, &n));
         return n >= 2 && n <= 5 ? NXT_OK : fail_pickle(k, "unknown pickle protocol");
-    case 0x95: return pickle_number(k, 8, &n);            /* FRAME */
-    case '(': return pickle_new(k, PICKLE_MARK, NULL);
-    case 'N': case 0x88: case 0x89:                       /* NONE, NEWTRUE, NEWFALSE */
-        return pickle_new(k, PICKLE_OTHER, NULL);
-    case 'G':                                             /* BINFLOAT */
-        TRY(pickle_number(k, 8, &n));
-        return pickle_new(k, PICKLE_OTHER, NULL);
-    case 'K': return pickle_integer(k, 1, false);         /* BININT1 */
-    case 'M': return pickle_integer(k, 2, false);         /* BININT2 */
-    case 'J': return pickle_integer(k, 4, true);          /* BININT */
-    case 0x8a:                                            /* LONG1 */
-        TRY(pickle_number(k, 1, &n));
-        return pickle_integer(k, n, true);
-    case 'X': return pickle_text(k, 4);                   /* BINUNICODE */
-    case 0x8c: return pickle_text(k, 1);                  /* SHORT_BINUNICODE */
+    case 0x95: return NXT_OK;                             /* FRAME */
+    case '(': return pickle_new(k, (pickle_value){.kind = PICKLE_MARK});
+    case 'N': case 0x88: case 0x89: case 'G': /* NONE, NEWTRUE, NEWFALSE, BINFLOAT */
+        return pickle_new(k, (pickle_value){.kind = PICKLE_OTHER});
+    case 'K': case 'M':                                   /* BININT1, BININT2 */
+        return pickle_new(k, (pickle_value){.kind = PICKLE_INTEGER, .number = (i64)n});
+    case 'J':                                             /* BININT */
+        return pickle_new(k, (pickle_value){.kind = PICKLE_INTEGER, .number = (i32)n});
+    case 0x8a: return pickle_long(k, n);                  /* LONG1 */
+    case 'X': case 0x8c: return pickle_text(k, n);        /* BINUNICODE, SHORT_BINUNICODE */
     case ')': return pickle_tuple(k, 0);                  /* EMPTY_TUPLE */
     case 0x85: case 0x86: case 0x87:                      /* TUPLE1, TUPLE2, TUPLE3 */
         return pickle_tuple(k, opcode - 0x84);
-    case 't': return pickle_tuple(k, -1);                 /* TUPLE */
-    case ']': return pickle_new(k, PICKLE_LIST, NULL);    /* EMPTY_LIST */
+    case 't': return pickle_tuple(k, MARKED);             /* TUPLE */
+    case ']': return pickle_new(k, (pickle_value){.kind = PICKLE_LIST});
     case 'a': return pickle_extend(k, PICKLE_LIST, 1);    /* APPEND */
-    case 'e': return pickle_extend(k, PICKLE_LIST, -1);   /* APPENDS */
-    case '}': return pickle_new(k, PICKLE_DICT, NULL);    /* EMPTY_DICT */
+    case 'e': return pickle_extend(k, PICKLE_LIST, MARKED); /* APPENDS */
+    case '}': return pickle_new(k, (pickle_value){.kind = PICKLE_DICT});
     case 's': return pickle_extend(k, PICKLE_DICT, 2);    /* SETITEM */
-    case 'u': return pickle_extend(k, PICKLE_DICT, -1);   /* SETITEMS */
-    case 'q': TRY(pickle_number(k, 1, &n)); return pickle_remember(k, n); /* BINPUT */
-    case 'r': TRY(pickle_number(k, 4, &n)); return pickle_remember(k, n); /* LONG_BINPUT */
-    case 0x94: return pickle_remember(k, (u64)k->memo_count);             /* MEMOIZE */
-    case 'h': TRY(pickle_number(k, 1, &n)); return pickle_recall(k, n);   /* BINGET */
-    case 'j': TRY(pickle_number(k, 4, &n)); return pickle_recall(k, n);   /* LONG_BINGET */
-    case 'c': return pickle_global(k);
-    case 0x93: return pickle_stack_global(k);
+    case 'u': return pickle_extend(k, PICKLE_DICT, MARKED); /* SETITEMS */
+    case 'q': case 'r': return pickle_remember(k, n);     /* BINPUT, LONG_BINPUT */
+    case 0x94: return pickle_remember(k, (u64)k->memo_count); /* MEMOIZE */
+    case 'h': case 'j': return pickle_recall(k, n);       /* BINGET, LONG_BINGET */
+    case 'c':                                             /* GLOBAL */
+        TRY(pickle_line(k));
+        TRY(pickle_line(k));
+        return pickle_name(k);
+    case 0x93: return pickle_name(k);                     /* STACK_GLOBAL */
     case 'Q': return pickle_storage(k);                   /* BINPERSID */
     case 'R': return pickle_reduce(k);
     case 'b': return pickle_build(k);
@@ -5057,39 +4807,30 @@ static nxt_status pickle_step(pickle_machine *k, u8 opcode) {
 
 /* Runs until STOP, which must find one value on the stack. What follows it is not read. */
 static nxt_status pickle_run(pickle_machine *k, pickle_value **result) {
-    while (k->p < k->end) {
-        u8 opcode = *k->p++;
-        if (opcode != '.') {
-            TRY(pickle_step(k, opcode));
-            continue;
-        }
-        if (k->depth != 1) return fail_pickle(k, "ends with more or less than one value");
-        *result = k->stack[0];
-        return NXT_OK;
-    }
-    return fail_pickle(k, "cut short");
+    while (k->p < k->end && *k->p != '.') TRY(pickle_step(k, *k->p++));
+    if (k->p == k->end) return fail_pickle(k, "cut short");
+    if (k->depth != 1) return fail_pickle(k, "ends with more or less than one value");
+    *result = k->stack[0];
+    return NXT_OK;
 }
 
 /* -- from values to tensors ---------------------------------------------------------------- */
 
 /* A dictionary with at least one tensor among its values. */
 static bool holds_tensors(const pickle_value *v) {
-    if (v->kind != PICKLE_DICT) return false;
-    for (i64 i = 1; i < v->count; i += 2)
-        if (v->item[i]->kind == PICKLE_TENSOR) return true;
+    for (const pickle_pair *p = v->last; p; p = p->before)
+        if (p->value->kind == PICKLE_TENSOR) return true;
     return false;
 }
 
-/* The dictionary of tensors: the file's value, or what training scripts wrap it in. */
+/* The dictionary of tensors: the file's value, or what training scripts wrap it in. Of two
+ * values under one key the last counts, as in Python. */
 static const pickle_value *find_state_dict(const pickle_value *top) {
     static const char *const keys[] = {"state_dict", "model"};
-    if (top->kind != PICKLE_DICT || holds_tensors(top)) return top;
-    for (int key = 0; key < COUNT(keys); key++) {
-        const pickle_value *inner = NULL; /* the last of that name, as in Python */
-        for (i64 i = 0; i + 1 < top->count; i += 2)
-            if (top->item[i]->kind == PICKLE_TEXT && !strcmp(top->item[i]->text, keys[key]))
-                inner = top->item[i + 1];
-        if (inner && holds_tensors(inner)) return inner;
+    for (int i = 0; i < COUNT(keys) && !holds_tensors(top); i++) {
+        const pickle_pair *p = top->last;
+        while (p && strcmp(p->key, keys[i])) p = p->before;
+        if (p && holds_tensors(p->value)) return p->value;
     }
     return top;
 }
@@ -5104,9 +4845,13 @@ static nxt_status torch_shape(const zip_archive *z, const pickle_value *v, tenso
     if (size->count > MAX_RANK)
         return fail_tensor(z->w, t, "has %" PRId64 " dimensions, more than %d", size->count,
                           MAX_RANK);
+    if (size->count != stride->count)
+        return fail_tensor(z->w, t, "has not one stride for each size");
     t->rank = (int)size->count;
     t->count = 1;
     for (int i = 0; i < t->rank; i++) {
+        if (size->item[i]->kind != PICKLE_INTEGER || stride->item[i]->kind != PICKLE_INTEGER)
+            return fail_tensor(z->w, t, "has a size or stride that is no integer");
         t->dim[i] = size->item[i]->number;
         t->stride[i] = stride->item[i]->number;
         if (t->dim[i] < 0 || t->stride[i] < 0)
@@ -5159,16 +4904,17 @@ static nxt_status torch_tensors(const zip_archive *z, const pickle_value *top) {
     if (!holds_tensors(d))
         return fail(z->w->cx, NXT_FORMAT, "%s: no dictionary of tensors: not a state_dict",
                     z->file);
-    for (i64 i = 0; i + 1 < d->count; i += 2)
-        if (d->item[i]->kind == PICKLE_TEXT && d->item[i + 1]->kind == PICKLE_TENSOR)
-            TRY(torch_tensor(z, d->item[i]->text, d->item[i + 1]));
-    return NXT_OK;
+    for (const pickle_pair *p = d->last; p; p = p->before)
+        if (p->value->kind == PICKLE_TENSOR) TRY(torch_tensor(z, p->key, p->value));
+    return weights_sort(z->w, "the name occurs twice");
 }
 
 /* Runs a copy of the pickle: the file could change between two looks at it. */
 static nxt_status torch_pickle(const zip_archive *z) {
     const zip_entry *e = zip_find(z, "", "data.pkl"), *order = zip_find(z, "", "byteorder");
-    if (!e) return fail_zip(z, "the name of its folder is too long");
+    if (!e)
+        return fail(z->w->cx, NXT_FORMAT, "%s: a zip archive without %.*sdata.pkl: not what "
+                    "torch.save writes", z->file, (int)min64(z->root_length, 200), z->root);
     if (order && (order->bytes != 6 || memcmp(order->p, "little", 6)))
         return fail(z->w->cx, NXT_UNSUPPORTED, "%s: written by a machine of %.*s byte order",
                     z->file, (int)min64(order->bytes, 10), (const char *)order->p);
@@ -5176,7 +4922,7 @@ static nxt_status torch_pickle(const zip_archive *z) {
         return fail(z->w->cx, NXT_UNSUPPORTED, "%s: data.pkl has %" PRId64 " bytes, more than "
                     "%d", z->file, e->bytes, PICKLE_MAX);
     pickle_machine k = {.cx = z->w->cx, .file = z->file, .arena.cx = z->w->cx};
-    pickle_value *top;
+    pickle_value *top = NULL;
     nxt_status status = NXT_MEMORY;
     k.start = k.p = (u8 *)arena_text(&k.arena, (const char *)e->p, (size_t)e->bytes);
     k.end = k.start ? k.start + e->bytes : NULL;
@@ -5192,14 +4938,13 @@ static nxt_status torch_pickle(const zip_archive *z) {
  * archive but begins like a pickle was written before PyTorch 1.6, data and pickle in one
  * stream; there are few left. */
 static nxt_status torchbin_parse(weights *w, const char *file, const u8 *p, i64 n) {
-    zip_archive z = {.w = w, .file = file, .p = p, .n = n};
+    zip_archive z = {.w = w, .file = file, .p = p, .n = n, .root = ""};
     if (n >= 2 && p[0] == 0x80 && p[1] <= 5)
         return fail(w->cx, NXT_UNSUPPORTED, "%s: written in the form of PyTorch before 1.6: "
                     "load it there and save it again", file);
     if (!zip_mark(&z, 0, 4, 3, 4))
         return fail(w->cx, NXT_FORMAT, "%s: not a file of torch.save (no zip archive)", file);
     nxt_status status = zip_read(&z);
-    if (status == NXT_OK) status = zip_find_root(&z);
     if (status == NXT_OK) status = torch_pickle(&z);
     mem_drop(w->cx, z.entry);
     return status;
@@ -5212,47 +4957,31 @@ static nxt_status torchbin_parse(weights *w, const char *file, const u8 *p, i64 
 
 /* {"weight_map": {tensor: file}}. The files must lie beside the index: a name that leads
  * elsewhere would let a downloaded model make us read any file of the machine. */
-static nxt_status weights_read_index(weights *w, const char *directory, const char *path,
-                                     const json *root) {
+static nxt_status weights_read_index(weights *w, const char *directory, const char *path) {
+    buffer b = {.cx = w->cx};
+    json *root = NULL;
+    nxt_status status = file_read(w->cx, path, SAFETENSORS_HEADER_MAX, &b);
+    if (status == NXT_OK) status = json_parse(&w->arena, path, b.p, b.n, &root);
+    buffer_free(&b);
+    TRY(status);
     const json *map = json_get(root, "weight_map");
     if (!map || map->kind != JSON_OBJECT)
         return fail(w->cx, NXT_FORMAT, "%s: no weight_map", path);
     for (const json *m = map->first; m; m = m->next) {
         tensor awaited = {.rank = AWAITED, .name = m->key, .file = path};
-        weight_file *f;
         if (strlen(m->key) != (size_t)m->key_length)
             return fail_tensor(w, &awaited, "the name goes on after a zero byte");
         if (m->kind != JSON_STRING || !m->length || strlen(m->text) != (size_t)m->length
             || strpbrk(m->text, "/\\") || strstr(m->text, ".."))
             return fail_tensor(w, &awaited, "not the name of a file beside it");
-        TRY(weights_file(w, directory, m->text, &f));
-        awaited.file = f->path;
-        awaited.name = arena_text(&w->arena, m->key, (size_t)m->key_length);
-        if (!awaited.name) return NXT_MEMORY;
+        const char *file = path_join(&w->arena, directory, m->text);
+        if (!file) return NXT_MEMORY;
+        TRY(weights_file(w, file, &awaited.file));
         TRY(weights_add(w, &awaited));
     }
-    return NXT_OK;
-}
-
-/* Reads the index, then all files it names, then sees that no tensor is still awaited. */
-static nxt_status weights_open_index(weights *w, const char *directory, const char *path,
-                                     weight_parser parse) {
-    buffer b = {.cx = w->cx};
-    arena a = {.cx = w->cx};
-    json *root;
-    nxt_status status = file_read(w->cx, path, SAFETENSORS_HEADER_MAX, &b);
-    if (status == NXT_OK) status = json_parse(&a, path, b.p, b.n, &root);
-    if (status == NXT_OK) status = weights_read_index(w, directory, path, root);
-    arena_free(&a);
-    buffer_free(&b);
+    TRY(weights_sort(w, "the index names it twice"));
     w->indexed = true;
-    for (i64 i = 0; i < w->file_count && status == NXT_OK; i++)
-        status = weights_load(w, &w->files[i], parse);
-    for (i64 i = 0; i < w->count && status == NXT_OK; i++)
-        if (w->tensors[i].rank == AWAITED)
-            status = fail_tensor(w, &w->tensors[i],
-                                 "not in this file, where %s says it is", path);
-    return status;
+    return NXT_OK;
 }
 
 /* The weights of a model directory, in the first of these forms that is there: the order in
@@ -5267,18 +4996,14 @@ static nxt_status weights_open(nxt_context *cx, const char *directory, weights *
                  {"pytorch_model.bin", false, torchbin_parse},
                  {"pytorch_model.bin.index.json", true, torchbin_parse}};
     *w = (weights){.cx = cx, .arena.cx = cx};
-    nxt_status status = NXT_OK;
     for (int i = 0; i < COUNT(forms); i++) {
-        weight_file *f;
         const char *path = path_join(&w->arena, directory, forms[i].name);
-        status = path ? NXT_OK : NXT_MEMORY;
-        if (status == NXT_OK && !path_exists(path)) continue;
-        if (status == NXT_OK && forms[i].index)
-            status = weights_open_index(w, directory, path, forms[i].parse);
-        else if (status == NXT_OK) {
-            status = weights_file(w, directory, forms[i].name, &f);
-            if (status == NXT_OK) status = weights_load(w, f, forms[i].parse);
-        }
+        nxt_status status = path ? NXT_OK : NXT_MEMORY;
+        if (path && !path_exists(path)) continue;
+        if (status == NXT_OK)
+            status = forms[i].index ? weights_read_index(w, directory, path)
+                                    : weights_file(w, path, &path);
+        if (status == NXT_OK) status = weights_read(w, path, forms[i].parse);
         if (status != NXT_OK) weights_close(w);
         return status;
     }
@@ -6694,6 +6419,31 @@ static nxt_status config_rope(nxt_context *cx, const char *where, const json *co
     return NXT_OK;
 }
 
+/* A member of the wrong kind is a mistake, not a reason to take the default. Dropout is known
+ * and not applied: the one case in which training would differ from Hugging Face's. */
+static nxt_status config_kinds(nxt_context *cx, const char *where, const json *config) {
+    static const struct { const char *key; bool number;
+    } known[] = {
+        {"layer_norm_eps", true},         {"rotary_pct", true},
+        {"rotary_emb_base", true},        {"initializer_range", true},
+        {"hidden_dropout", true},         {"attention_dropout", true},
+        {"use_parallel_residual", false}, {"tie_word_embeddings", false},
+        {"attention_bias", false},
+    };
+    for (i64 i = 0; i < COUNT(known); i++) {
+        const json *v = json_get(config, known[i].key);
+        if (!v || v->kind == JSON_NULL) continue;
+        if (known[i].number != (v->kind == JSON_NUMBER)
+            || (!known[i].number && v->kind != JSON_TRUE && v->kind != JSON_FALSE))
+            return fail(cx, NXT_FORMAT, "%s: \"%s\" is not %s", where, known[i].key,
+                        known[i].number ? "a number" : "true or false");
+        if (ends_with(known[i].key, "_dropout") && v->number > 0)
+            say(cx, NXT_LOG_WARNING, "%s: \"%s\" is %g; training here does without dropout",
+                where, known[i].key, v->number);
+    }
+    return NXT_OK;
+}
+
 /* From the tree of config.json to the numbers of a shape. */
 static nxt_status config_shape(nxt_context *cx, const char *where, const json *config,
                                const family **out_family, shape *s) {
@@ -6707,18 +6457,23 @@ static nxt_status config_shape(nxt_context *cx, const char *where, const json *c
     *out_family = f;
     for (i64 i = 0; i < f->key_count; i++)
         TRY(config_integer(cx, where, config, &f->keys[i], s));
-    if (s->V < 1 || s->C < 1 || s->L < 1 || s->H < 1 || s->F < 1 || s->T < 1 || s->L > 100000
-        || s->C % s->H || s->V > INT32_MAX / 2)
+    const double elements = (double)s->L * (double)s->C * (double)(4 * s->C + 2 * s->F)
+                            + 2.0 * (double)s->V * (double)s->C;
+    if (s->V < 2 || s->C < 2 || s->L < 1 || s->H < 1 || s->F < 2 || s->T < 1 || s->L > 100000
+        || s->C % s->H || s->V > INT32_MAX / 2 || elements > 1e13)
         return fail(cx, NXT_FORMAT,
                     "%s: impossible sizes: %" PRId64 " layers, %" PRId64 " wide, %" PRId64
                     " heads, %" PRId64 " inner, %" PRId64 " vocabulary, %" PRId64 " positions",
                     where, s->L, s->C, s->H, s->F, s->V, s->T);
+    TRY(config_kinds(cx, where, config));
     s->D = s->C / s->H;
     s->eps = (float)json_number(config, "layer_norm_eps", 1e-5);
     s->init_std = (float)json_number(config, "initializer_range", 0.02);
     s->parallel = json_bool(config, "use_parallel_residual", true);
     s->tied = json_bool(config, "tie_word_embeddings", false);
     s->attention_bias = json_bool(config, "attention_bias", true);
+    if (!(s->eps > 0 && isfinite(s->eps)))
+        return fail(cx, NXT_FORMAT, "%s: \"layer_norm_eps\" is %g", where, (double)s->eps);
     TRY(config_activation(cx, where, json_text(config, "hidden_act", "gelu"), &s->act));
     return config_rope(cx, where, config, s);
 }
@@ -6998,7 +6753,7 @@ static nxt_status model_make_trainable(nxt_model *m) {
  *
  * Where the gigabytes go. A pass over N rows needs, per layer, what backward will read
  * again: the normalised inputs, q k v, the attention's output, the feed-forward's input to
- * the activation. That is 10 C + F floats a row and layer in GPT-NeoX (14 C; the output of
+ * the activation. That is 7 C + F floats a row and layer in GPT-NeoX (11 C; the output of
  * the activation is computed again instead of kept, which saves another F). Without
  * backward one set serves all layers.
  *
@@ -7482,7 +7237,8 @@ typedef struct reader {
     source_row from;
     i64 line;
     const char *prompt, *input, *completion; /* columns, once chosen; text: completion */
-    bool chosen, completions;
+    bool chosen, completions; /* columns are chosen; some rows have completions */
+    bool pairs;               /* the rows of this file do */
     i32 eos;
     arena arena;         /* the row's tree, emptied for every row */
     row_text row;
@@ -7530,26 +7286,27 @@ static const struct { const char *prompt, *input, *completion; } known_columns[]
 static nxt_status choose_columns(reader *r, const json *row) {
     const nxt_data_config *c = r->config;
     char label[400];
-    r->chosen = true;
     if (c->text_column) r->completion = c->text_column;
     else if (c->completion_column)
         r->prompt = c->prompt_column, r->completion = c->completion_column;
     for (i64 i = 0; !r->completion && !c->template_text && i < COUNT(known_columns); i++) {
         const char *p = known_columns[i].prompt, *in = known_columns[i].input;
+        const bool alone = p && c->prompts_only; /* its completion may be missing */
         if ((p && !json_get(row, p)) || (in && !json_get(row, in))
-            || !json_get(row, known_columns[i].completion))
+            || (!alone && !json_get(row, known_columns[i].completion)))
             continue;
         r->prompt = p, r->input = in, r->completion = known_columns[i].completion;
     }
     if (!r->completion && !c->template_text)
         return bad_row(r, "no column that is known, such as", "text", row);
-    r->completions = r->prompt || c->template_text;
+    r->completions = (r->prompt || c->template_text) && !c->prompts_only;
     if (c->template_text) snprintf(label, sizeof label, "template");
     else snprintf(label, sizeof label, "%s%s%s%s%s", r->prompt ? r->prompt : "",
                   r->input ? " + " : "", r->input ? r->input : "", r->prompt ? " + " : "",
                   r->completion);
     r->d->columns = arena_text(&r->d->arena, label, strlen(label));
-    return r->d->columns ? NXT_OK : NXT_MEMORY;
+    r->chosen = r->d->columns != NULL; /* not before: a bad first row may be skipped */
+    return r->chosen ? NXT_OK : NXT_MEMORY;
 }
 
 /* The first n bytes of text against a string. */
@@ -7557,13 +7314,35 @@ static bool text_is(const char *text, i64 n, const char *other) {
     return other && strlen(other) == (size_t)n && !memcmp(text, other, (size_t)n);
 }
 
-/* Fills a template. The completion is the placeholder that --completion-column names, else
- * the last one; what stands before it is the prompt. */
+/* The place of the completion: the placeholder that --completion-column names, else the last
+ * one. NULL when there is none. */
+static const char *completion_place(const nxt_data_config *c) {
+    const char *place = NULL;
+    for (const char *t = c->template_text; *t; t++) {
+        if (*t != '{') continue;
+        const char *close = t[1] == '{' ? NULL : strchr(t, '}');
+        if (!close) {
+            t += t[1] == '{';
+            continue;
+        }
+        if (!c->completion_column || text_is(t + 1, close - t - 1, c->completion_column))
+            place = t;
+        t = close;
+    }
+    return place;
+}
+
+/* Fills a template. What stands before the completion is the prompt, and all there is when
+ * only prompts are wanted. */
 static nxt_status render_template(reader *r, const json *row) {
-    const char *t = r->config->template_text;
+    const nxt_data_config *c = r->config;
+    const char *place = completion_place(c);
     buffer *out = &r->row.text;
-    bool found = false;
-    for (; *t; t++) {
+    if (!place)
+        return fail(r->d->cx, NXT_ARGUMENT, "template: no placeholder for the completion%s%s",
+                    c->completion_column ? ": " : "",
+                    c->completion_column ? c->completion_column : "");
+    for (const char *t = c->template_text; *t && !(c->prompts_only && t == place); t++) {
         if (*t != '{' || t[1] == '{') {
             buffer_add(out, t, 1);
             t += *t == '{';
@@ -7572,20 +7351,11 @@ static nxt_status render_template(reader *r, const json *row) {
         const char *close = strchr(t, '}');
         if (!close)
             return fail(r->d->cx, NXT_ARGUMENT, "template: '{' without '}' at \"%.40s\"", t);
-        const i64 n = close - t - 1;
-        const bool named = text_is(t + 1, n, r->config->completion_column);
         const i64 before = out->n;
-        TRY(add_column(r, row, t + 1, n));
-        if (named || !r->config->completion_column) {
-            r->row.prompt_bytes = before, r->row.completion_bytes = out->n - before;
-            found = true;
-        }
+        TRY(add_column(r, row, t + 1, close - t - 1));
+        if (t == place) r->row.prompt_bytes = before, r->row.completion_bytes = out->n - before;
         t = close;
     }
-    if (!found)
-        return fail(r->d->cx, NXT_ARGUMENT, "template: no placeholder for the completion%s%s",
-                    r->config->completion_column ? ": " : "",
-                    r->config->completion_column ? r->config->completion_column : "");
     return out->status;
 }
 
@@ -7597,6 +7367,7 @@ static nxt_status render_row(reader *r, const json *row) {
         return fail(r->d->cx, NXT_FORMAT, "%s:%" PRId64 ": the row is not an object", r->path,
                     r->line);
     if (!r->chosen) TRY(choose_columns(r, row));
+    r->pairs = r->completions;
     out->n = 0;
     if (r->config->template_text) return render_template(r, row);
     if (r->prompt) TRY(add_column(r, row, r->prompt, (i64)strlen(r->prompt)));
@@ -7605,7 +7376,8 @@ static nxt_status render_row(reader *r, const json *row) {
         TRY(add_column(r, row, r->input, (i64)strlen(r->input)));
     }
     r->row.prompt_bytes = out->n;
-    TRY(add_column(r, row, r->completion, (i64)strlen(r->completion)));
+    if (!r->prompt || !r->config->prompts_only)
+        TRY(add_column(r, row, r->completion, (i64)strlen(r->completion)));
     r->row.completion_bytes = out->n - r->row.prompt_bytes;
     return out->status;
 }
@@ -7628,7 +7400,7 @@ static nxt_status add_row_token(reader *r, i32 id, bool trained) {
 static nxt_status tokenize_row(reader *r, bool eos) {
     token_list *t = &r->tokens;
     const i64 from = t->n, begin = r->row.prompt_bytes, end = begin + r->row.completion_bytes;
-    const bool all = r->config->train_on_all || !r->completions;
+    const bool all = r->config->train_on_all || !r->pairs;
     TRY(encode(r->tok, r->row.text.p ? r->row.text.p : "", r->row.text.n, !all, t));
     TRY(mem_grow(r->d->cx, &r->mask, from, t->n, &r->mask_capacity, 1));
     for (i64 i = from, at = 0; i < t->n; i++) {
@@ -7646,7 +7418,7 @@ static nxt_status cut_to_length(reader *r, i64 n, i64 *at, i64 *cut) {
     *at = *cut = 0;
     if (over <= 0) return NXT_OK;
     if (how == NXT_TRUNCATE_AUTO)
-        how = r->completions && !r->config->train_on_all ? NXT_TRUNCATE_PROMPT
+        how = r->pairs && !r->config->train_on_all ? NXT_TRUNCATE_PROMPT
                                                          : NXT_TRUNCATE_RIGHT;
     if (how == NXT_TRUNCATE_ERROR)
         return fail(r->d->cx, NXT_FORMAT,
@@ -7668,12 +7440,14 @@ static nxt_status finish_example(reader *r) {
     i64 at, cut, n = t->n;
     r->from.flags = 0;
     r->from.text_bytes = r->row.text.n;
+    t->n = 0; /* the next row starts afresh, also after this one is refused */
     TRY(cut_to_length(r, n, &at, &cut));
     n -= cut;
-    memmove(t->id + at, t->id + at + cut, (size_t)(n - at) * sizeof *t->id);
-    memmove(r->mask + at, r->mask + at + cut, (size_t)(n - at));
+    if (cut) {
+        memmove(t->id + at, t->id + at + cut, (size_t)(n - at) * sizeof *t->id);
+        memmove(r->mask + at, r->mask + at + cut, (size_t)(n - at));
+    }
     n = min64(n, r->config->max_length);
-    t->n = 0;
     if (n > 0 && t->id[n - 1] == r->eos) r->from.flags |= ENDS_IN_EOS;
     return dataset_add(r->d, t->id, r->mask, n, &r->from);
 }
@@ -7681,13 +7455,12 @@ static nxt_status finish_example(reader *r) {
 /* Takes the row in r->row: an example, or more tokens for blocks. */
 static nxt_status take_row(reader *r) {
     const int eos = r->config->append_eos;
-    r->d->info.rows++;
-    if (r->config->block_size > 0) {
-        r->d->info.text_bytes += r->row.text.n;
-        return tokenize_row(r, eos > 0);
-    }
-    TRY(tokenize_row(r, eos != 0));
-    return finish_example(r);
+    const bool blocks = r->config->block_size > 0;
+    TRY(tokenize_row(r, blocks ? eos > 0 : eos != 0));
+    if (blocks) r->d->info.text_bytes += r->row.text.n;
+    else TRY(finish_example(r));
+    r->d->info.rows++; /* a row that was refused does not count */
+    return NXT_OK;
 }
 
 /* max_samples limits rows read, before any of them is held out. */
@@ -7701,7 +7474,7 @@ static bool want_more(const reader *r) {
 static nxt_status read_text_file(reader *r, const char *p, i64 n) {
     const bool whole = r->config->block_size > 0;
     const char *end = p + n;
-    r->completions = false;
+    r->pairs = false;
     if (!r->d->columns) r->d->columns = arena_text(&r->d->arena, "plain text", 10);
     if (!r->d->columns) return NXT_MEMORY;
     for (const char *line = p; line < end && want_more(r);) {
@@ -7730,6 +7503,13 @@ static nxt_status read_jsonl_line(reader *r, const char *line, i64 n) {
     return take_row(r);
 }
 
+/* A row that breaks the rules is counted or stops the reading, as the user wants it. */
+static nxt_status skip_or_pass(reader *r, nxt_status status) {
+    if (status != NXT_FORMAT || !r->config->skip_bad_lines) return status;
+    r->d->info.bad_lines++;
+    return NXT_OK;
+}
+
 /* One object a line; blank lines are passed over. */
 static nxt_status read_jsonl_file(reader *r, const char *p, i64 n) {
     const char *end = p + n;
@@ -7743,12 +7523,17 @@ static nxt_status read_jsonl_file(reader *r, const char *p, i64 n) {
         while (first < stop && strchr(" \t\r", *first)) first++;
         nxt_status status = first < stop ? read_jsonl_line(r, line, stop - line) : NXT_OK;
         arena_clear(&r->arena);
-        if (status == NXT_FORMAT && r->config->skip_bad_lines) r->d->info.bad_lines++;
-        else TRY(status);
+        TRY(skip_or_pass(r, status));
         TRY(check_cancel(r->d->cx));
         line = next;
     }
     return NXT_OK;
+}
+
+/* The hub's dataset server wraps each row. */
+static const json *unwrap_row(const json *row) {
+    const json *inner = json_get(row, "row");
+    return inner && inner->kind == JSON_OBJECT ? inner : row;
 }
 
 /* One array of objects, or the hub's dataset server's {"rows": [{"row": {..}}, ..]}. */
@@ -7760,11 +7545,11 @@ static nxt_status read_json_file(reader *r, const char *p, i64 n) {
         return fail(r->d->cx, NXT_FORMAT, "%s: neither an array of rows nor {\"rows\": [..]}",
                     r->path);
     for (const json *row = rows->first; row && want_more(r); row = row->next) {
-        const json *inner = json_get(row, "row");
         r->line++; /* here the number of the row */
         r->from.at = -1, r->from.bytes = r->line - 1;
-        TRY(render_row(r, inner ? inner : row));
-        TRY(take_row(r));
+        nxt_status status = render_row(r, unwrap_row(row));
+        if (status == NXT_OK) status = take_row(r);
+        TRY(skip_or_pass(r, status));
     }
     return NXT_OK;
 }
@@ -7929,15 +7714,12 @@ void nxt_dataset_example(const nxt_dataset *d, i64 i, const i32 **ids, const u8 
     *n = d->offset[i + 1] - at;
 }
 
-/* A row of the files as one line of JSON. */
+/* A row of the files as one line of JSON. row: the row itself, in a .json file. */
 static nxt_status write_row(const nxt_dataset *d, const source_row *s, const file_map *map,
-                            const json *rows, buffer *out) {
+                            const json *row, buffer *out) {
     const char *p = (const char *)map->p + s->at;
-    if (s->at < 0) { /* the bytes-th row of a .json file */
-        const json *row = rows;
-        for (i64 i = 0; row && i < s->bytes; i++) row = row->next;
-        const json *inner = json_get(row, "row");
-        if (row) json_write(out, inner ? inner : row, -1);
+    if (s->at < 0) {
+        if (row) json_write(out, unwrap_row(row), -1);
     } else if (s->at + s->bytes > map->n) {
         return fail(d->cx, NXT_IO, "%s: the file has shrunk since it was read",
                     d->paths[s->file]);
@@ -7961,14 +7743,18 @@ static nxt_status write_rows_of(const nxt_dataset *d, i64 file, buffer *out) {
     TRY(file_map_open(d->cx, d->paths[file], &map));
     nxt_status status = NXT_OK;
     const char *p = (const char *)map.p;
-    if (ends_with(d->paths[file], ".json"))
-        status = json_parse(&a, d->paths[file], p, map.n, &top);
-    if (top) rows = top->kind == JSON_OBJECT ? json_get(top, "rows") : top;
     const i64 bom = map.n >= 3 && !memcmp(p, "\xef\xbb\xbf", 3) ? 3 : 0;
     file_map text = {.p = map.p + bom, .n = map.n - bom};
-    for (i64 i = 0; i < d->info.examples && status == NXT_OK; i++)
-        if (d->source[i].file == file)
-            status = write_row(d, &d->source[i], &text, rows ? rows->first : NULL, out);
+    if (ends_with(d->paths[file], ".json"))
+        status = json_parse(&a, d->paths[file], p + bom, text.n, &top);
+    if (top) rows = top->kind == JSON_OBJECT ? json_get(top, "rows") : top;
+    const json *row = rows ? rows->first : NULL;
+    for (i64 i = 0, at = 0; i < d->info.examples && status == NXT_OK; i++) {
+        const source_row *s = &d->source[i];
+        if (s->file != file) continue;
+        for (; s->at < 0 && row && at < s->bytes; at++) row = row->next; /* rows only rise */
+        status = write_row(d, s, &text, row, out);
+    }
     arena_free(&a);
     file_map_close(&map);
     return status;
@@ -7988,7 +7774,8 @@ nxt_status nxt_dataset_write_rows(const nxt_dataset *d, const char *path) {
 
 /* -- Batches --------------------------------------------------------------------------- */
 
-/* Room for batches of up to `rows` rows, on the host. */
+/* Room for batches of up to `rows` rows, on the host. The sixth array is `slot`, which only
+ * sessions use (§21). */
 static nxt_status batch_get(nxt_context *cx, batch *b, i64 rows) {
     i32 *p;
     TRY(mem_get(cx, &p, 6 * rows, sizeof *p));
@@ -8120,6 +7907,14 @@ static nxt_status save_companions(save *s, const char *dir) {
     return status;
 }
 
+/* A directory's tokenizer files, or a single tokenizer.json. */
+static nxt_status save_tokenizer(save *s, const char *path) {
+    struct stat st;
+    if (!path) return NXT_OK;
+    if (stat(path, &st) != 0) return fail_errno(s->cx, path, "open");
+    return S_ISDIR(st.st_mode) ? save_companions(s, path) : save_copy(s, "tokenizer.json", path);
+}
+
 /* What Hugging Face's generate() needs to stop; not if the base brought its own. */
 static nxt_status save_generation_config(save *s, const nxt_model *m) {
     char text[160];
@@ -8146,7 +7941,15 @@ static void read_param(const nxt_model *m, const param *p, i64 at, i64 n, float 
 
 /* The writer asks for pieces; this hands them out (§11). */
 static nxt_status fetch_param(void *user, const tensor_plan *t, i64 at, i64 n, float *out) {
-    read_param(user, t->source, at, n, out);
+    const nxt_model *m = user;
+    const param *p = t->source;
+    read_param(m, p, at, n, out);
+    for (i64 i = 0; p->grad.p && i < n; i++) /* what training broke is not saved as a model */
+        if (!isfinite(out[i]))
+            return fail(m->cx, NXT_DIVERGED,
+                        "\"%s\" holds values that are not finite: the training "
+                        "has diverged, nothing is saved",
+                        p->name);
     return NXT_OK;
 }
 
@@ -8177,7 +7980,7 @@ static nxt_status save_model_files(save *s, const nxt_model *m, const nxt_save_c
     dtype type = m->stored;
     TRY(parse_dtype(m->cx, c->dtype, &type));
     TRY(save_config(s, m, type));
-    if (m->dir) TRY(save_companions(s, m->dir));
+    TRY(save_tokenizer(s, c->tokenizer ? c->tokenizer : m->dir));
     TRY(save_generation_config(s, m));
     return save_weights(s, m, type, c->shard_bytes);
 }
@@ -8222,11 +8025,8 @@ static nxt_status init_files(save *s, nxt_model *m, const char *tokenizer, dtype
                              u64 seed) {
     init_source source = {m, seed};
     tensor_plan *plans;
-    struct stat st;
     TRY(save_config(s, m, type));
-    if (tokenizer && stat(tokenizer, &st) != 0) return fail_errno(m->cx, tokenizer, "open");
-    if (tokenizer && S_ISDIR(st.st_mode)) TRY(save_companions(s, tokenizer));
-    else if (tokenizer) TRY(save_copy(s, "tokenizer.json", tokenizer));
+    TRY(save_tokenizer(s, tokenizer));
     TRY(save_generation_config(s, m));
     TRY(mem_get(m->cx, &plans, m->param_count, sizeof *plans));
     for (i64 i = 0; i < m->param_count; i++)
@@ -8405,22 +8205,30 @@ void nxt_trainer_destroy(nxt_trainer *t) {
     nxt_context *cx = t->cx;
     pass_memory_free(&t->memory);
     batch_free(cx, &t->host);
+    for (i64 i = 0; i < t->m->param_count; i++) { /* unless a later trainer brought its own */
+        param *p = &t->m->params[i];
+        if (p->m >= t->moments && p->m < t->moments + t->m->elements) p->m = p->v = NULL;
+    }
     if (t->moments) cx->ops->release(cx->device, t->moments);
-    for (i64 i = 0; i < t->m->param_count; i++) t->m->params[i].m = t->m->params[i].v = NULL;
     mem_drop(cx, t);
 }
 
 /* Refuses what can only be a mistake, before anything is allocated. */
 static nxt_status check_train_config(nxt_context *cx, const nxt_train_config *c) {
+    enum { MOST = 1 << 30 };
     const struct { const char *name; bool bad; } rules[] = {
-        {"learning rate must be at least 0", !(c->learning_rate >= 0)},
+        {"learning rate must be at least 0", !(c->learning_rate >= 0 && c->learning_rate < 1e30)},
+        {"weight decay must be at least 0", !(c->weight_decay >= 0 && c->weight_decay < 1e30)},
+        {"the gradient's norm is clipped to a number", !isfinite(c->max_grad_norm)},
         {"Adam's betas must be in [0, 1)", !(c->adam_beta1 >= 0 && c->adam_beta1 < 1
                                              && c->adam_beta2 >= 0 && c->adam_beta2 < 1)},
-        {"Adam's epsilon must be above 0", !(c->adam_epsilon > 0)},
-        {"batch size must be at least 1", c->batch_size < 1},
-        {"gradient accumulation must be at least 1", c->gradient_accumulation_steps < 1},
+        {"Adam's epsilon must be above 0", !((float)c->adam_epsilon > 0)},
+        {"batch size must be from 1 to 2^30", c->batch_size < 1 || c->batch_size > MOST},
+        {"gradient accumulation must be from 1 to 2^30",
+         c->gradient_accumulation_steps < 1 || c->gradient_accumulation_steps > MOST},
         {"epochs or steps must be above 0", !(c->num_train_epochs > 0) && c->max_steps <= 0},
-        {"warm-up must not be negative", c->warmup_steps < 0 || !(c->warmup_ratio >= 0)},
+        {"warm-up must not be negative, nor longer than the run",
+         c->warmup_steps < 0 || !(c->warmup_ratio >= 0 && c->warmup_ratio <= 1)},
     };
     for (i64 i = 0; i < COUNT(rules); i++)
         if (rules[i].bad) return fail(cx, NXT_ARGUMENT, "%s", rules[i].name);
@@ -8451,6 +8259,8 @@ static nxt_status trainer_prepare(nxt_trainer *t) {
     if (!t->data->info.trained_tokens)
         return fail(cx, NXT_ARGUMENT,
                     "no token of the data is trained: is the completion empty?");
+    if (rows > INT32_MAX)
+        return fail(cx, NXT_ARGUMENT, "a batch of %" PRId64 " tokens is too large", rows);
     TRY(check_dataset(t->m, t->data));
     TRY(model_make_trainable(t->m));
     t->moments = cx->ops->alloc(cx->device, (size_t)elements * 2 * sizeof(float));
@@ -8461,9 +8271,11 @@ static nxt_status trainer_prepare(nxt_trainer *t) {
     TRY(batch_get(cx, &t->host, rows));
     t->steps_per_epoch = ceil_div(ceil_div(t->data->info.examples, t->c.batch_size),
                                   t->c.gradient_accumulation_steps);
-    t->total_steps = t->c.max_steps > 0 ? t->c.max_steps
-                                        : (i64)ceil(t->c.num_train_epochs
-                                                    * (double)t->steps_per_epoch);
+    const double steps = t->c.max_steps > 0 ? (double)t->c.max_steps
+                                            : ceil(t->c.num_train_epochs
+                                                   * (double)t->steps_per_epoch);
+    if (!(steps <= 1e12)) return fail(cx, NXT_ARGUMENT, "%g steps will never end", steps);
+    t->total_steps = (i64)steps;
     return NXT_OK;
 }
 
@@ -8683,6 +8495,10 @@ nxt_status nxt_evaluate(nxt_model *m, const nxt_dataset *d, i64 batch_size,
     }
     batch_free(m->cx, &b);
     pass_memory_free(&pm);
+    if (status == NXT_OK && !info->tokens)
+        status = fail(m->cx, NXT_ARGUMENT,
+                      "no token of the data is predicted: texts of one token, "
+                      "or completions that were cut away");
     info->loss = info->tokens ? loss / (double)info->tokens : 0;
     info->perplexity = exp(info->loss);
     info->seconds = seconds_now() - start;
@@ -8811,6 +8627,11 @@ nxt_status nxt_session_create(nxt_session **out, nxt_model *m, int sequences, i6
     TRY(mem_zero(m->cx, &s, 1, sizeof *s));
     s->cx = m->cx, s->m = m, s->capacity = capacity, s->sequences = sequences;
     s->cache.rows = capacity * sequences;
+    if (s->cache.rows > INT32_MAX) {
+        mem_drop(m->cx, s);
+        return fail(m->cx, NXT_ARGUMENT, "a cache of %d x %" PRId64 " tokens is too large",
+                    sequences, capacity);
+    }
     nxt_status status = session_prepare(s);
     if (status == NXT_OK) *out = s;
     else nxt_session_destroy(s);
@@ -9163,7 +8984,7 @@ typedef struct run_state { /* of a run; zeros for a bare trainer */
     i64 best_step;  /* 0: none yet */
     i64 pending;    /* an evaluation was due at this step and was interrupted */
     i64 logging_steps, eval_steps, save_steps;
-    i64 floats;     /* operations so far, as total_flos counts them */
+    double floats;  /* operations so far, as total_flos counts them */
     buffer history; /* rows of metrics.jsonl, joined by commas */
 } run_state;
 
@@ -9189,18 +9010,18 @@ static void write_trainer_state(buffer *b, const nxt_trainer *t, const run_state
                  ",\n  \"num_input_tokens_seen\": %" PRId64
                  ",\n  \"num_train_epochs\": %" PRId64 ",\n  \"save_steps\": %" PRId64
                  ",\n  \"stateful_callbacks\": {},\n"
-                 "  \"total_flos\": %" PRId64 ",\n  \"train_batch_size\": %" PRId64
+                 "  \"total_flos\": %.17g,\n  \"train_batch_size\": %" PRId64
                  ",\n  \"trial_name\": null,\n  \"trial_params\": null,\n",
                  r->logging_steps, t->total_steps, t->num_tokens,
                  ceil_div(t->total_steps, t->steps_per_epoch), r->save_steps, r->floats,
                  t->c.batch_size);
-    buffer_print(
-        b,
-        "  \"neoxtune\": {\"skipped\": %" PRId64 ", \"pending\": %" PRId64
-        ", \"fingerprint\": \"%016" PRIx64 "\", \"window\": [%.17g, %.17g, %.17g, %.17g], "
-        "\"total\": [%.17g, %.17g, %.17g]}\n}\n",
-        t->skipped, r->pending, trainer_fingerprint(t), r->loss_sum, r->tokens, r->seconds, r->trained,
-        r->total_loss, r->total_trained, r->total_seconds);
+    buffer_print(b,
+                 "  \"neoxtune\": {\"skipped\": %" PRId64 ", \"pending\": %" PRId64
+                 ", \"fingerprint\": \"%016" PRIx64
+                 "\", \"window\": [%.17g, %.17g, %.17g, %.17g], "
+                 "\"total\": [%.17g, %.17g, %.17g]}\n}\n",
+                 t->skipped, r->pending, trainer_fingerprint(t), r->loss_sum, r->tokens,
+                 r->seconds, r->trained, r->total_loss, r->total_trained, r->total_seconds);
 }
 
 /* Item i of an array of numbers; 0 beyond its end. */
@@ -9228,7 +9049,7 @@ static nxt_status read_trainer_state(nxt_trainer *t, const char *path, const jso
     r->pending = (i64)json_number(ours, "pending", 0);
     r->best_step = (i64)json_number(state, "best_global_step", 0);
     r->best = json_number(state, "best_metric", 0);
-    r->floats = (i64)json_number(state, "total_flos", 0);
+    r->floats = json_number(state, "total_flos", 0);
     r->loss_sum = json_item(window, 0), r->tokens = json_item(window, 1);
     r->seconds = json_item(window, 2), r->trained = json_item(window, 3);
     r->total_loss = json_item(total, 0), r->total_trained = json_item(total, 1);
@@ -9242,11 +9063,9 @@ static nxt_status read_trainer_state(nxt_trainer *t, const char *path, const jso
 
 /* Model, optimizer, state. */
 static nxt_status checkpoint_files(save *s, nxt_trainer *t, const run_state *r,
-                                   const char *dtype_wanted) {
-    nxt_save_config c = nxt_save_config_default();
+                                   const nxt_save_config *c) {
     buffer b = {.cx = t->cx};
-    c.dtype = dtype_wanted;
-    TRY(save_model_files(s, t->m, &c));
+    TRY(save_model_files(s, t->m, c));
     TRY(save_optimizer(s, t));
     write_trainer_state(&b, t, r);
     nxt_status status = b.status;
@@ -9257,10 +9076,10 @@ static nxt_status checkpoint_files(save *s, nxt_trainer *t, const run_state *r,
 
 /* As one directory that appears at once (§11). */
 static nxt_status checkpoint_save(nxt_trainer *t, const run_state *r, const char *dir,
-                                  const char *dtype_wanted) {
+                                  const nxt_save_config *c) {
     save s;
     TRY(save_begin(t->cx, dir, &s));
-    nxt_status status = checkpoint_files(&s, t, r, dtype_wanted);
+    nxt_status status = checkpoint_files(&s, t, r, c);
     if (status == NXT_OK) return save_commit(&s);
     save_abort(&s);
     return status;
@@ -9284,7 +9103,8 @@ static nxt_status checkpoint_load(nxt_trainer *t, run_state *r, const char *dir)
 }
 
 nxt_status nxt_trainer_save(nxt_trainer *t, const char *dir) {
-    return checkpoint_save(t, &(run_state){0}, dir, NULL);
+    const nxt_save_config c = nxt_save_config_default();
+    return checkpoint_save(t, &(run_state){0}, dir, &c);
 }
 
 nxt_status nxt_trainer_resume(nxt_trainer *t, const char *dir) {
@@ -9346,7 +9166,7 @@ static nxt_status log_step(nxt_run *r, nxt_run_info *info) {
     run_state *s = &r->state;
     const nxt_step_info *i = &info->step;
     info->logged = 1;
-    info->mean_loss = s->trained > 0 ? s->loss_sum / s->trained : 0;
+    info->mean_loss = s->trained > 0 ? s->loss_sum / s->trained : NAN; /* null: all skipped */
     info->tokens_per_second = s->seconds > 0 ? s->tokens / s->seconds : 0;
     s->loss_sum = s->tokens = s->seconds = s->trained = 0;
     const metric row[] = {
@@ -9354,6 +9174,14 @@ static nxt_status log_step(nxt_run *r, nxt_run_info *info) {
         {"grad_norm", i->grad_norm}, {"learning_rate", i->learning_rate},
         {"tokens_per_second", info->tokens_per_second}, {"num_tokens", (double)i->num_tokens}};
     return metrics_row(r, row, COUNT(row));
+}
+
+/* After a step: is it time? An epoch's last step ends it, and so does the run's last. */
+static bool is_due(const nxt_run *r, nxt_when when, i64 every) {
+    const i64 step = r->t->step;
+    if (when == NXT_STEPS) return every > 0 && step % every == 0;
+    return when == NXT_EPOCH &&
+           (step % r->t->steps_per_epoch == 0 || step == r->t->total_steps);
 }
 
 /* Until it is over the evaluation is pending: a checkpoint of an interrupted run says so,
@@ -9365,21 +9193,15 @@ static nxt_status evaluate_run(nxt_run *r, nxt_run_info *info) {
     TRY(nxt_evaluate(r->t->m, r->c.eval_data, r->c.eval_batch_size, e));
     s->pending = 0;
     info->evaluated = 1;
-    if (!s->best_step || e->loss < s->best) s->best = e->loss, s->best_step = r->t->step;
+    const bool kept = !r->c.load_best_model_at_end || is_due(r, r->c.save_when, r->c.save_steps);
+    if (kept && isfinite(e->loss) && (!s->best_step || e->loss < s->best))
+        s->best = e->loss, s->best_step = r->t->step;
     const metric row[] = {
         {"step", (double)r->t->step},
         {"epoch", (double)r->t->step / (double)r->t->steps_per_epoch}, {"eval_loss", e->loss},
         {"eval_perplexity", e->perplexity}, {"eval_runtime", e->seconds},
         {"eval_samples_per_second", (double)e->examples / fmax(e->seconds, 1e-9)}};
     return metrics_row(r, row, COUNT(row));
-}
-
-/* After a step: is it time? An epoch's last step ends it, and so does the run's last. */
-static bool is_due(const nxt_run *r, nxt_when when, i64 every) {
-    const i64 step = r->t->step;
-    if (when == NXT_STEPS) return every > 0 && step % every == 0;
-    return when == NXT_EPOCH &&
-           (step % r->t->steps_per_epoch == 0 || step == r->t->total_steps);
 }
 
 /* The numbers of the checkpoints in a directory, rising. Names that only begin like one
@@ -9426,11 +9248,18 @@ static nxt_status rotate(nxt_run *r, i64 keep) {
     return status;
 }
 
+static nxt_save_config save_config_of(const nxt_run *r) {
+    nxt_save_config c = nxt_save_config_default();
+    c.dtype = r->c.dtype, c.tokenizer = r->c.tokenizer;
+    return c;
+}
+
 nxt_status nxt_run_checkpoint(nxt_run *r, nxt_run_info *info) {
     arena a = {.cx = r->cx};
     snprintf(info->checkpoint, sizeof info->checkpoint, "checkpoint-%" PRId64, r->t->step);
     const char *dir = path_join(&a, r->c.output_dir, info->checkpoint);
-    nxt_status status = dir ? checkpoint_save(r->t, &r->state, dir, r->c.dtype) : NXT_MEMORY;
+    const nxt_save_config c = save_config_of(r);
+    nxt_status status = dir ? checkpoint_save(r->t, &r->state, dir, &c) : NXT_MEMORY;
     arena_free(&a);
     TRY(status);
     info->saved = 1;
@@ -9450,7 +9279,8 @@ nxt_status nxt_run_step(nxt_run *r, nxt_run_info *info) {
     s->loss_sum += loss, s->trained += trained;
     s->total_loss += loss, s->total_trained += trained;
     s->tokens += (double)i->tokens, s->seconds += i->seconds, s->total_seconds += i->seconds;
-    s->floats += 6 * i->tokens * (r->t->m->elements - r->t->m->s.V * r->t->m->s.C);
+    s->floats += 6 * (double)i->tokens
+                 * (double)(r->t->m->elements - r->t->m->s.V * r->t->m->s.C);
     if (is_due(r, NXT_STEPS, r->c.logging_steps) || nxt_trainer_done(r->t))
         TRY(log_step(r, info));
     if (r->c.eval_data && is_due(r, r->c.eval_when, r->c.eval_steps)) TRY(evaluate_run(r, info));
@@ -9473,8 +9303,7 @@ static nxt_status restore_best(nxt_run *r) {
 nxt_status nxt_run_finish(nxt_run *r) {
     const run_state *s = &r->state;
     const nxt_trainer *t = r->t;
-    nxt_save_config c = nxt_save_config_default();
-    c.dtype = r->c.dtype;
+    const nxt_save_config c = save_config_of(r);
     if (s->pending && r->c.eval_data) TRY(evaluate_run(r, &(nxt_run_info){0}));
     TRY(restore_best(r));
     TRY(nxt_model_save(t->m, r->c.output_dir, &c));
@@ -9484,7 +9313,7 @@ nxt_status nxt_run_finish(nxt_run *r) {
         {"train_runtime", s->total_seconds}, {"train_samples_per_second", samples / seconds},
         {"train_steps_per_second", steps / seconds},
         {"train_loss", s->total_trained > 0 ? s->total_loss / s->total_trained : 0},
-        {"total_flos", (double)s->floats}};
+        {"total_flos", s->floats}};
     return metrics_row(r, row, COUNT(row));
 }
 
@@ -9513,6 +9342,19 @@ static nxt_status rewrite_metrics(nxt_run *r) {
     return status;
 }
 
+/* The best checkpoint so far is needed at the end: better to miss it now. */
+static nxt_status check_best(const nxt_run *r) {
+    if (!r->c.load_best_model_at_end || !r->state.best_step) return NXT_OK;
+    arena a = {.cx = r->cx};
+    const char *path = arena_print(&a, "%s/checkpoint-%" PRId64 "/optimizer.safetensors",
+                                   r->c.output_dir, r->state.best_step);
+    nxt_status status = !path ? NXT_MEMORY : path_exists(path) ? NXT_OK
+        : fail(r->cx, NXT_ARGUMENT, "%s: the best checkpoint so far is not there; resume in the "
+               "output directory of the run that made it", path);
+    arena_free(&a);
+    return status;
+}
+
 /* Directory, resumed state, log file. */
 static nxt_status run_open(nxt_run *r, const char *resume) {
     TRY(make_directories(r->cx, r->c.output_dir));
@@ -9521,6 +9363,7 @@ static nxt_status run_open(nxt_run *r, const char *resume) {
     if (!r->metrics_path || !run_json) return NXT_MEMORY;
     if (resume) TRY(checkpoint_load(r->t, &r->state, resume));
     else TRY(rotate(r, 0)); /* an earlier run's checkpoints are not this run's */
+    TRY(check_best(r));
     TRY(rewrite_metrics(r));
     if (r->c.run_json)
         TRY(file_replace(r->cx, run_json, r->c.run_json, (i64)strlen(r->c.run_json)));
@@ -9540,6 +9383,16 @@ nxt_status nxt_run_create(nxt_run **out, nxt_trainer *t, const nxt_run_config *c
         return fail(t->cx, NXT_ARGUMENT,
                     "to load the best model at the end, saving must happen "
                     "where evaluation does: give both the same strategy and steps");
+    if (config->eval_data && config->eval_when != NXT_NEVER) {
+        if (config->eval_batch_size < 1 || !config->eval_data->info.trained_tokens)
+            return fail(t->cx, NXT_ARGUMENT, "evaluation needs a batch size of at least 1 and a "
+                        "token to predict");
+        TRY(check_dataset(t->m, config->eval_data));
+    } else if (config->load_best_model_at_end)
+        return fail(t->cx, NXT_ARGUMENT,
+                    "to load the best model at the end, held-out data is needed");
+    dtype type = F32;
+    TRY(parse_dtype(t->cx, config->dtype, &type));
     TRY(mem_zero(t->cx, &r, 1, sizeof *r));
     r->cx = r->arena.cx = r->state.history.cx = t->cx;
     r->t = t, r->c = *config, r->metrics = -1;
@@ -9580,7 +9433,7 @@ typedef enum command {
 
 /* Everything a command line can say. The library's configs are filled in place. */
 typedef struct options {
-    const char *model, *tokenizer, *output_dir, *eval_data, *prompt, *prompts, *config, *output;
+    const char *model, *tokenizer, *output_dir, *eval_data, *prompt, *prompts, *config;
     const char *data[64], *stop[16], *file;
     int64_t data_count, stop_count;
     nxt_data_config d;
@@ -9594,7 +9447,7 @@ typedef struct options {
         seed;
     int64_t max_train_samples, eval_batch_size;
     int overwrite, json, add_start_token, decode, lines, count, no_shuffle, no_eos, yes_eos;
-    int dry_run, tensors, skip_bad_lines, load_best, bf16;
+    int dry_run, tensors, skip_bad_lines, load_best;
 } options;
 
 /* One row per option: the table parses, prints the help, reads config files, and writes
@@ -9743,6 +9596,11 @@ static int usage_error(const char *format, ...) {
     return 2;
 }
 
+static int no_memory(void) {
+    fputs("neoxtune: out of memory\n", stderr);
+    return 1;
+}
+
 /* The library's sentence, and the exit status for it: 1, or 130 when interrupted. */
 static int report(const nxt_context *cx, nxt_status status) {
     if (status == NXT_OK) return 0;
@@ -9842,23 +9700,42 @@ static int set_list(const char **list, int64_t capacity, int64_t *count, const c
     return 0;
 }
 
+/* A word out of a few. Returns its place, or -1 after saying what there is. */
+static int choose_word(const char *option_name, const char *value, const char *const *words,
+                       int n) {
+    for (int i = 0; i < n; i++)
+        if (same_name(value, words[i])) return i;
+    char list[160] = "";
+    for (int i = 0; i < n; i++) {
+        size_t used = strlen(list);
+        snprintf(list + used, sizeof list - used, "%s%s", i ? ", " : "", words[i]);
+    }
+    usage_error("--%s: \"%s\" is none of %s", option_name, value, list);
+    return -1;
+}
+
 /* Sets one option from its text. Returns 0, or 2 after saying what is wrong. */
 static int set_option(options *o, const option *p, const char *value) {
     char *end, *field = (char *)o + p->field;
     errno = 0;
     if (p->kind == 's') *(const char **)field = value;
     else if (p->kind == 'b') {
-        const bool no = !strcmp(value, "false") || !strcmp(value, "0") || !strcmp(value, "no");
-        *(int *)field = !no;
+        static const char *const words[] = {"false", "no", "0", "true", "yes", "1"};
+        const int word = choose_word(p->name, value, words, 6);
+        if (word < 0) return 2;
+        *(int *)field = word > 2;
     } else if (p->kind == 'd') {
         *(double *)field = strtod(value, &end);
-        if (*end || end == value || errno)
+        if (*end || end == value || errno || !isfinite(*(double *)field))
             return usage_error("--%s: \"%s\" is not a number", p->name, value);
+        if (*(double *)field < 0)
+            return usage_error("--%s: \"%s\" is below 0", p->name, value);
     } else if (p->kind == 'i') {
         const double x = strtod(value, &end); /* 1e4 is welcome */
-        *(int64_t *)field = (int64_t)x;
-        if (*end || end == value || x != (double)(int64_t)x || fabs(x) > 9e15)
+        if (*end || end == value || !(fabs(x) <= 9e15) || x != floor(x))
             return usage_error("--%s: \"%s\" is not a whole number", p->name, value);
+        if (x < 0) return usage_error("--%s: \"%s\" is below 0", p->name, value);
+        *(int64_t *)field = (int64_t)x;
     } else if (!strcmp(p->name, "data")) {
         return set_list(o->data, COUNT(o->data), &o->data_count, p->name, value);
     } else {
@@ -9878,7 +9755,7 @@ typedef struct config_reader {
 static void take_config(void *user, const char *name, const char *value) {
     config_reader *r = user;
     const option *p = find_option(name, r->command);
-    if (r->status) return;
+    if (r->status || same_name(name, "neoxtune")) return; /* run.json's version */
     if (!p) r->status = r->strict ? unknown_option(name, r->command) : 0;
     else r->status = set_option(r->o, p, value); /* values live as long as the context */
 }
@@ -9927,17 +9804,26 @@ static options default_options(void) {
     return o;
 }
 
-/* A word out of a few. Returns its place, or -1 after saying what there is. */
-static int choose_word(const char *option_name, const char *value, const char *const *words, int n) {
-    for (int i = 0; i < n; i++)
-        if (same_name(value, words[i])) return i;
-    char list[160] = "";
-    for (int i = 0; i < n; i++) {
-        size_t used = strlen(list);
-        snprintf(list + used, sizeof list - used, "%s%s", i ? ", " : "", words[i]);
-    }
-    usage_error("--%s: \"%s\" is none of %s", option_name, value, list);
-    return -1;
+/* Options that would silently do nothing are refused. */
+static int check_conflicts(const options *o) {
+    const bool held_out = o->eval_data || o->eval_split > 0;
+    const struct { bool bad; const char *why;
+    } rules[] = {
+        {o->d.prompt_column && !o->d.completion_column && !o->d.template_text && !o->prompts,
+         "--prompt-column needs --completion-column"},
+        {o->d.text_column && o->d.completion_column,
+         "--text-column or --completion-column, not both"},
+        {o->test_split > 0 && o->d.block_size,
+         "--test-split holds out rows, and blocks are no rows"},
+        {o->r.eval_when != NXT_NEVER && !held_out,
+         "--eval-strategy needs --eval-data or --eval-split"},
+        {o->max_eval_samples && o->eval_split > 0 && !o->eval_data,
+         "--max-eval-samples is for --eval-data; with --eval-split choose a smaller share"},
+        {o->eval_split >= 1 || o->test_split >= 1, "a split is a share below 1"},
+    };
+    for (int64_t i = 0; i < COUNT(rules); i++)
+        if (rules[i].bad) return usage_error("%s", rules[i].why);
+    return 0;
 }
 
 /* Words to enumerators, and what one option implies for another. */
@@ -9950,6 +9836,8 @@ static int settle_options(options *o) {
     static const char *const optims[] = {"adamw", "adamw-torch", "adamw-torch-fused",
                                          "adamw-hf"};
     static const char *const devices[] = {"cpu"};
+    static const char *const dtypes[] = {"f32",     "f16",      "bf16", "float32",
+                                         "float16", "bfloat16", "fp16"};
     int i = 0;
     if (o->truncation && (i = choose_word("truncation", o->truncation, truncations, 5)) >= 0)
         o->d.truncation = (nxt_truncation)i;
@@ -9967,7 +9855,8 @@ static int settle_options(options *o) {
         o->r.save_when = (nxt_when)i;
     if (i >= 0 && o->optim) i = choose_word("optim", o->optim, optims, 4);
     if (i >= 0 && o->device) i = choose_word("device", o->device, devices, 1);
-    if (i < 0) return 2;
+    if (i >= 0 && o->dtype) i = choose_word("dtype", o->dtype, dtypes, 7);
+    if (i < 0 || check_conflicts(o)) return 2;
     o->d.append_eos = o->no_eos ? 0 : o->yes_eos ? 1 : -1;
     o->d.skip_bad_lines = o->skip_bad_lines;
     o->t.shuffle = !o->no_shuffle;
@@ -10116,6 +10005,8 @@ static int read_record(app *a, int commands) {
     a->o = default_options();
     if (nxt_options_read(a->cx, path, take_config, &r) != NXT_OK)
         return report(a->cx, NXT_FORMAT);
+    if (r.status) return 1;
+    const int yes_eos = a->o.yes_eos, no_eos = a->o.no_eos;
     nxt_data_config recorded = a->o.d; /* the data options alone are taken over */
     const char *truncation = a->o.truncation, *train_on = a->o.train_on;
     int64_t max_length = a->o.max_length;
@@ -10130,6 +10021,7 @@ static int read_record(app *a, int commands) {
         d->prompt_column = recorded.prompt_column;
         d->completion_column = recorded.completion_column;
     }
+    if (!a->o.yes_eos && !a->o.no_eos) a->o.yes_eos = yes_eos, a->o.no_eos = no_eos;
     if (!a->o.truncation) a->o.truncation = truncation;
     if (!a->o.train_on) a->o.train_on = train_on;
     return 0;
@@ -10147,7 +10039,7 @@ static int read_template(app *a) {
         return 0;
     }
     char *out = malloc(strlen(t) + 1), *p = out;
-    if (!out) return usage_error("out of memory");
+    if (!out) return no_memory();
     for (; *t; t++) {
         const char *e = *t == '\\' && t[1] ? strchr(escapes, t[1]) : NULL;
         if (e && (e - escapes) % 2 == 0) *p++ = e[1], t++;
@@ -10212,8 +10104,10 @@ static double system_number(const char *path, const char *format) {
 static double available_memory(void) {
     const double free_bytes = 1024 * system_number("/proc/meminfo", "MemAvailable: %lf");
     const double limit = system_number("/sys/fs/cgroup/memory.max", "%lf");
-    const double room = limit - system_number("/sys/fs/cgroup/memory.current", "%lf");
-    return limit > 0 && (free_bytes <= 0 || room < free_bytes) ? room : free_bytes;
+    const double room = limit - system_number("/sys/fs/cgroup/memory.current", "%lf")
+                        + system_number("/sys/fs/cgroup/memory.stat", "inactive_file %lf")
+                        + system_number("/sys/fs/cgroup/memory.stat", "active_file %lf");
+    return limit > 0 && (free_bytes <= 0 || room < free_bytes) ? fmax(room, 1) : free_bytes;
 }
 
 /* What the model will see, before an hour is spent on it: most failed runs are failed data. */
@@ -10275,6 +10169,13 @@ static int check_memory(app *a) {
     nxt_dataset_describe(a->data, &i);
     int64_t examples = a->o.t.batch_size < i.examples ? a->o.t.batch_size : i.examples;
     nxt_model_memory(a->model, examples * i.longest, 1, &plan);
+    if (a->eval) { /* evaluation has memory of its own while training's is held */
+        nxt_memory_plan e;
+        nxt_dataset_describe(a->eval, &i);
+        examples = a->o.eval_batch_size < i.examples ? a->o.eval_batch_size : i.examples;
+        nxt_model_memory(a->model, examples * i.longest, 0, &e);
+        plan.activations += e.activations, plan.total += e.activations;
+    }
     human_bytes((double)plan.total, parts[0]);
     human_bytes((double)plan.weights, parts[1]);
     human_bytes((double)plan.gradients, parts[2]);
@@ -10321,7 +10222,7 @@ static int write_record(app *a, char **text) {
     const options standard = default_options();
     size_t n;
     FILE *f = open_memstream(text, &n);
-    if (!f) return usage_error("out of memory");
+    if (!f) return no_memory();
     fprintf(f, "{\n  \"neoxtune\": \"%s\"", nxt_version());
     for (int64_t i = 0; i < COUNT(option_table); i++) {
         const option *p = &option_table[i];
@@ -10348,11 +10249,12 @@ static int write_record(app *a, char **text) {
     }
     fputs("]\n}\n", f);
     fclose(f);
-    return *text ? 0 : usage_error("out of memory");
+    return *text ? 0 : no_memory();
 }
 
 /* One line that is rewritten on a terminal; elsewhere at most a line a second. */
-static void show_step(const nxt_run_info *i, bool terminal, double started, double *shown) {
+static void show_step(const nxt_run_info *i, bool terminal, int64_t first, double started,
+                      double *shown) {
     struct timespec t;
     clock_gettime(CLOCK_MONOTONIC, &t);
     const double now = (double)t.tv_sec + 1e-9 * (double)t.tv_nsec, spent = now - started;
@@ -10363,7 +10265,7 @@ static void show_step(const nxt_run_info *i, bool terminal, double started, doub
                 terminal ? "\r\033[K" : "", s->step);
     if (!i->logged || (!terminal && !last && s->step > 1 && now - *shown < 1)) return;
     *shown = now;
-    const double left = spent / (double)s->step * (double)(s->total_steps - s->step);
+    const double left = spent / (double)(s->step - first) * (double)(s->total_steps - s->step);
     fprintf(stderr,
             "%sstep %" PRId64 "/%" PRId64 "  epoch %.2f  loss %.4f  lr %.2e  grad %.2f  "
             "%.0f tokens/s  %d:%02d left%s",
@@ -10387,6 +10289,7 @@ static int training_loop(app *a) {
     nxt_run_info info = {0};
     struct timespec t;
     double shown = 0;
+    int64_t first = -1; /* the step that this process began with */
     clock_gettime(CLOCK_MONOTONIC, &t);
     const double started = (double)t.tv_sec + 1e-9 * (double)t.tv_nsec;
     while (!nxt_trainer_done(a->trainer) && !interrupted) {
@@ -10396,7 +10299,8 @@ static int training_loop(app *a) {
             fputs(terminal ? "\n" : "", stderr);
             return report(a->cx, status);
         }
-        show_step(&info, terminal, started, &shown);
+        if (first < 0) first = info.step.step - 1;
+        show_step(&info, terminal, first, started, &shown);
         show_events(&info, terminal);
     }
     if (!interrupted) return 0;
@@ -10413,6 +10317,7 @@ static int training_loop(app *a) {
 static int check_saved(app *a) {
     nxt_model *saved;
     nxt_eval_info e;
+    signal_context = NULL; /* everything is saved: a first interrupt changes nothing any more */
     if (nxt_model_load(&saved, a->cx, a->o.output_dir) != NXT_OK) return report(a->cx, NXT_IO);
     nxt_status status = NXT_OK;
     if (a->eval) status = nxt_evaluate(saved, a->eval, a->o.eval_batch_size, &e);
@@ -10456,6 +10361,7 @@ static int start_run(app *a) {
     a->o.r.output_dir = a->o.output_dir;
     a->o.r.eval_data = a->eval;
     a->o.r.run_json = record;
+    a->o.r.tokenizer = a->o.tokenizer;
     if (nxt_trainer_create(&a->trainer, a->model, a->data, &a->o.t) != NXT_OK
         || nxt_run_create(&a->run, a->trainer, &a->o.r, resume[0] ? resume : NULL) != NXT_OK)
         status = report(a->cx, NXT_ARGUMENT);
@@ -10463,6 +10369,16 @@ static int start_run(app *a) {
     if (!status && a->o.eval_split > 0) status = write_split(a, a->eval, "eval.jsonl");
     if (!status) status = write_split(a, a->test, "test.jsonl");
     return status;
+}
+
+/* A checkpoint of an earlier run cannot be the start of a run that replaces that run. */
+static bool model_is_inside(const char *model, const char *output_dir) {
+    char *m = realpath(model, NULL), *out = realpath(output_dir, NULL);
+    const size_t n = out ? strlen(out) : 0;
+    const bool inside = m && out && !strncmp(m, out, n) && !strncmp(m + n, "/checkpoint-", 12);
+    free(m);
+    free(out);
+    return inside;
 }
 
 static int run_train(app *a) {
@@ -10477,6 +10393,11 @@ static int run_train(app *a) {
                 out);
         return 1;
     }
+    if (!a->o.dry_run && model_is_inside(a->dir, out)) {
+        fprintf(stderr, "neoxtune: %s: lies in the output directory %s, whose checkpoints a new "
+                "run deletes: copy it, or choose another directory\n", a->dir, out);
+        return 1;
+    }
     if ((status = load_datasets(a)) || (status = check_memory(a)) || a->o.dry_run)
         return status;
     signal_context = a->cx;
@@ -10485,6 +10406,33 @@ static int run_train(app *a) {
     if ((status = start_run(a)) || (status = training_loop(a))) return status;
     if (nxt_run_finish(a->run) != NXT_OK) return report(a->cx, NXT_IO);
     return check_saved(a);
+}
+
+/* A file, or standard input, whole. */
+static int read_all(const char *path, char **out, size_t *n) {
+    FILE *f = path && strcmp(path, "-") ? fopen(path, "rb") : stdin;
+    size_t capacity = 1 << 16, got;
+    *n = 0;
+    if (!f) {
+        fprintf(stderr, "neoxtune: %s: cannot open: %s\n", path, strerror(errno));
+        return 1;
+    }
+    *out = malloc(capacity);
+    while (*out && (got = fread(*out + *n, 1, capacity - *n, f)) > 0) {
+        *n += got;
+        if (*n < capacity) continue;
+        char *bigger = realloc(*out, capacity *= 2);
+        if (!bigger) free(*out);
+        *out = bigger;
+    }
+    const bool bad = ferror(f);
+    if (f != stdin) fclose(f);
+    if (!*out) return no_memory();
+    if (bad) {
+        fprintf(stderr, "neoxtune: %s: cannot read: %s\n", path, strerror(errno));
+        free(*out);
+    }
+    return bad;
 }
 
 /* -- generate -------------------------------------------------------------------------- */
@@ -10505,7 +10453,7 @@ static int take_token(app *a, completion *c, int32_t id, int64_t capacity) {
         if (nxt_decode(a->tok, &id, 1, NULL, 0, &more) != NXT_OK)
             return report(a->cx, NXT_FORMAT);
         char *bigger = realloc(c->text, c->bytes + more + 1);
-        if (!bigger) return usage_error("out of memory");
+        if (!bigger) return no_memory();
         c->text = bigger;
         if (nxt_decode(a->tok, &id, 1, c->text + c->bytes, more, &more) != NXT_OK)
             return report(a->cx, NXT_FORMAT);
@@ -10542,7 +10490,7 @@ static int feed_pending(app *a, completion *c, int count, bool prompts, float *l
                         int *which) {
     nxt_feed *feeds = malloc((size_t)count * sizeof *feeds);
     int n = 0;
-    if (!feeds) return usage_error("out of memory");
+    if (!feeds) return -no_memory() - 1;
     for (int i = 0; i < count; i++) {
         if (c[i].done) continue;
         const int64_t from = prompts ? 0 : c[i].n - 1;
@@ -10558,7 +10506,8 @@ static int feed_pending(app *a, completion *c, int count, bool prompts, float *l
 static int complete(app *a, completion *c, int count, int64_t capacity, bool stream) {
     const int64_t V = a->info.vocabulary;
     float *logits = malloc((size_t)count * (size_t)V * sizeof *logits);
-    int *which = malloc((size_t)count * sizeof *which), status = logits && which ? 0 : 1, n = 0;
+    int *which = malloc((size_t)count * sizeof *which), status = 0, n = 0;
+    if (!logits || !which) status = no_memory();
     for (bool prompts = true; !status; prompts = false) {
         n = feed_pending(a, c, count, prompts, logits, which);
         if (n <= 0) break;
@@ -10581,11 +10530,11 @@ static int complete(app *a, completion *c, int count, int64_t capacity, bool str
 /* A completion that begins with the prompt's ids, shortened at its beginning when too long. */
 static int begin_completion(app *a, completion *c, const int32_t *ids, int64_t n,
                             int64_t capacity) {
-    int64_t most = capacity - 1;
+    int64_t most = capacity > a->o.max_new_tokens ? capacity - a->o.max_new_tokens : 1;
     if (a->o.max_input_tokens > 0 && a->o.max_input_tokens < most) most = a->o.max_input_tokens;
     const int64_t skip = n > most ? n - most : 0;
     *c = (completion){.ids = malloc((size_t)(capacity + 1) * sizeof *c->ids)};
-    if (!c->ids) return usage_error("out of memory");
+    if (!c->ids) return no_memory();
     c->n = c->prompt = n - skip;
     if (c->n) memcpy(c->ids, ids + skip, (size_t)c->n * sizeof *ids);
     if (!c->n && a->o.d.eos >= 0) c->ids[0] = a->o.d.eos, c->n = c->prompt = 1; /* as a start */
@@ -10614,9 +10563,9 @@ static void print_completion_json(app *a, const char *prompt, size_t n, const co
 }
 
 /* Room for the whole context, unless --max-length says less. */
-static int open_session(app *a, int sequences, int64_t *capacity) {
-    *capacity = a->o.max_length > 0 && a->o.max_length < a->info.positions ? a->o.max_length
-                                                                            : a->info.positions;
+static int open_session(app *a, int sequences, int64_t most, int64_t *capacity) {
+    if (a->o.max_length > 0 && a->o.max_length < most) most = a->o.max_length;
+    *capacity = most < a->info.positions ? most : a->info.positions;
     nxt_session_destroy(a->session);
     a->session = NULL;
     return report(a->cx, nxt_session_create(&a->session, a->model, sequences, *capacity));
@@ -10642,10 +10591,10 @@ static int generate_ids(app *a, const char *prompt, size_t bytes, const int32_t 
 }
 
 /* A prompt given as text. */
-static int generate_text(app *a, const char *prompt, int64_t capacity) {
-    size_t n = strlen(prompt), count;
+static int generate_text(app *a, const char *prompt, size_t n, int64_t capacity) {
+    size_t count;
     int32_t *ids = malloc((3 * n + 1) * sizeof *ids); /* NFC can lengthen a text threefold */
-    if (!ids) return usage_error("out of memory");
+    if (!ids) return no_memory();
     int status = report(a->cx, nxt_encode(a->tok, prompt, n, ids, NULL, 3 * n + 1, &count));
     if (!status) status = generate_ids(a, prompt, n, ids, (int64_t)count, capacity);
     free(ids);
@@ -10663,7 +10612,7 @@ static int decode_text(app *a, const int32_t *ids, int64_t n, char **text, size_
     if (nxt_decode(a->tok, ids, (size_t)n, NULL, 0, bytes) != NXT_OK)
         return report(a->cx, NXT_FORMAT);
     *text = malloc(*bytes + 1);
-    if (!*text) return usage_error("out of memory");
+    if (!*text) return no_memory();
     (*text)[*bytes] = 0;
     return report(a->cx, nxt_decode(a->tok, ids, (size_t)n, *text, *bytes, bytes));
 }
@@ -10672,9 +10621,9 @@ static int decode_text(app *a, const int32_t *ids, int64_t n, char **text, size_
 static int generate_file(app *a, int64_t capacity) {
     nxt_dataset_info info;
     nxt_data_config c = a->o.d;
-    c.append_eos = 0, c.block_size = 0, c.max_length = capacity;
+    c.append_eos = 0, c.block_size = 0, c.prompts_only = 1;
+    c.max_length = INT32_MAX; /* begin_completion keeps what fits */
     c.max_samples = a->o.max_eval_samples;
-    if (c.truncation == NXT_TRUNCATE_AUTO) c.truncation = NXT_TRUNCATE_LEFT;
     if (nxt_dataset_from_files(&a->data, a->tok, &a->o.prompts, 1, &c) != NXT_OK)
         return report(a->cx, NXT_FORMAT);
     nxt_dataset_describe(a->data, &info);
@@ -10686,7 +10635,6 @@ static int generate_file(app *a, int64_t capacity) {
         char *prompt = NULL;
         size_t bytes;
         nxt_dataset_example(a->data, i, &ids, &trained, &n);
-        n = prompt_length(trained, n, info.has_completions);
         if (!(status = decode_text(a, ids, n, &prompt, &bytes)))
             status = generate_ids(a, prompt, bytes, ids, n, capacity);
         free(prompt);
@@ -10698,19 +10646,22 @@ static int run_generate(app *a) {
     int64_t capacity;
     char line[65536];
     int status = open_model(a, GENERATE);
-    if (status || (status = open_session(a, 1, &capacity))) return status;
+    if (status || (status = open_session(a, 1, a->info.positions, &capacity))) return status;
     if (a->o.prompts) return generate_file(a, capacity);
-    if (a->o.prompt) return generate_text(a, a->o.prompt, capacity);
+    if (a->o.prompt) return generate_text(a, a->o.prompt, strlen(a->o.prompt), capacity);
     if (!isatty(0)) { /* the whole input is the prompt */
-        size_t n = fread(line, 1, sizeof line - 1, stdin);
-        line[n] = 0;
-        return generate_text(a, line, capacity);
+        char *text;
+        size_t n;
+        if ((status = read_all(NULL, &text, &n))) return status;
+        status = generate_text(a, text, n, capacity);
+        free(text);
+        return status;
     }
     while (!status && !interrupted) {
         fputs("> ", stderr);
         if (!fgets(line, sizeof line, stdin)) break;
         line[strcspn(line, "\r\n")] = 0;
-        if (line[0]) status = generate_text(a, line, capacity);
+        if (line[0]) status = generate_text(a, line, strlen(line), capacity);
     }
     return status;
 }
@@ -10725,7 +10676,8 @@ static int exact_match(app *a, double *score) {
     double sum = 0;
     int64_t capacity;
     nxt_dataset_describe(a->data, &info);
-    int status = open_session(a, SIDE_BY_SIDE, &capacity);
+    int status = open_session(a, info.examples < SIDE_BY_SIDE ? (int)info.examples : SIDE_BY_SIDE,
+                              info.longest + a->o.max_new_tokens, &capacity);
     for (int64_t at = 0; at < info.examples && !status; at += SIDE_BY_SIDE) {
         const int count =
             info.examples - at < SIDE_BY_SIDE ? (int)(info.examples - at) : SIDE_BY_SIDE;
@@ -10744,7 +10696,9 @@ static int exact_match(app *a, double *score) {
             double one = 0;
             nxt_dataset_example(a->data, at + k, &ids, &trained, &n);
             const int64_t from = prompt_length(trained, n, true);
-            n -= n > from && ids[n - 1] == a->o.d.eos;
+            for (int64_t k2 = from; k2 < n; k2++)
+                if (!trained[k2] || ids[k2] == a->o.d.eos)
+                    n = k2; /* text behind it is not asked */
             if (!status && !(status = decode_text(a, ids + from, n - from, &reference, &bytes)))
                 status = report(a->cx, nxt_score_exact_match(a->cx, c[k].text ? c[k].text : "",
                                                              reference, &one));
@@ -10769,7 +10723,9 @@ typedef struct eval_numbers {
 /* evaluate's definition: the texts alone, no eos, a start token in front. */
 static int text_perplexities(app *a, eval_numbers *r) {
     nxt_data_config c = a->o.d;
-    double nats = 0;
+    double nats = 0, all_bytes = 0;
+    int64_t scored = 0;
+    size_t bytes;
     c.append_eos = 0, c.train_on_all = 1, c.max_samples = a->o.max_eval_samples;
     if (!c.block_size && c.max_length >= a->info.positions)
         c.max_length = a->info.positions - 1;
@@ -10777,9 +10733,9 @@ static int text_perplexities(app *a, eval_numbers *r) {
     if (nxt_dataset_from_files(&a->eval, a->tok, a->o.data, (int)a->o.data_count, &c) != NXT_OK)
         return report(a->cx, NXT_FORMAT);
     nxt_dataset_describe(a->eval, &r->texts);
-    const int32_t bos = a->info.bos >= 0 ? a->info.bos : nxt_tokenizer_bos(a->tok);
+    const int32_t own = nxt_tokenizer_bos(a->tok), bos = own >= 0 ? own : a->info.bos;
     r->perplexity = calloc((size_t)r->texts.examples + 1, sizeof *r->perplexity);
-    if (!r->perplexity) return usage_error("out of memory");
+    if (!r->perplexity) return no_memory();
     if (nxt_perplexities(a->model, a->eval, a->o.eval_batch_size, bos, r->perplexity) != NXT_OK)
         return report(a->cx, NXT_ARGUMENT);
     for (int64_t i = 0; i < r->texts.examples; i++) {
@@ -10787,11 +10743,23 @@ static int text_perplexities(app *a, eval_numbers *r) {
         const uint8_t *trained;
         int64_t n;
         nxt_dataset_example(a->eval, i, &ids, &trained, &n);
-        r->mean += r->perplexity[i] / (double)r->texts.examples;
+        if (isnan(r->perplexity[i]) ||
+            nxt_decode(a->tok, ids, (size_t)n, NULL, 0, &bytes) != NXT_OK)
+            continue; /* nothing of it is predicted */
+        scored++;
+        r->mean += r->perplexity[i];
         nats += log(r->perplexity[i]) * (double)(n - (bos < 0));
+        all_bytes += (double)bytes;
     }
-    r->bits_per_byte = r->texts.text_bytes ? nats / log(2) / (double)r->texts.text_bytes : 0;
+    r->mean = scored ? r->mean / (double)scored : NAN;
+    r->bits_per_byte = all_bytes > 0 ? nats / log(2) / all_bytes : NAN;
     return 0;
+}
+
+/* JSON knows no NaN and no infinity. */
+static void print_number(const char *before, double x) {
+    if (isfinite(x)) printf("%s%.9g", before, x);
+    else printf("%snull", before);
 }
 
 /* As lines for people, or as the one JSON object that --json promises. */
@@ -10805,15 +10773,16 @@ static void print_eval(app *a, const eval_numbers *r) {
         if (r->completions) printf("exact match %.1f%%\n", 100 * r->exact_match);
         return;
     }
-    printf("{\"loss\": %.9g, \"perplexity\": %.9g, \"tokens\": %" PRId64
-           ", \"mean_perplexity\": %.9g, "
-           "\"perplexities\": [",
-           r->e.loss, r->e.perplexity, r->e.tokens, r->mean);
+    print_number("{\"loss\": ", r->e.loss);
+    print_number(", \"perplexity\": ", r->e.perplexity);
+    printf(", \"tokens\": %" PRId64, r->e.tokens);
+    print_number(", \"mean_perplexity\": ", r->mean);
+    fputs(", \"perplexities\": [", stdout);
     for (int64_t i = 0; i < r->texts.examples; i++)
-        printf("%s%.9g", i ? ", " : "", r->perplexity[i]);
-    printf("], \"texts\": %" PRId64 ", \"bits_per_byte\": %.9g", r->texts.examples,
-           r->bits_per_byte);
-    if (r->completions) printf(", \"exact_match\": %.9g", r->exact_match);
+        print_number(i ? ", " : "", r->perplexity[i]);
+    printf("], \"texts\": %" PRId64, r->texts.examples);
+    print_number(", \"bits_per_byte\": ", r->bits_per_byte);
+    if (r->completions) print_number(", \"exact_match\": ", r->exact_match);
     puts("}");
 }
 
@@ -10831,7 +10800,7 @@ static int run_eval(app *a) {
     print_data_report("eval", a->data);
     nxt_dataset_describe(a->data, &info);
     status = text_perplexities(a, &r);
-    r.completions = info.has_completions && !a->o.d.train_on_all;
+    r.completions = info.has_completions && !a->o.d.train_on_all && !a->o.d.block_size;
     if (!status && r.completions) status = exact_match(a, &r.exact_match);
     if (!status) print_eval(a, &r);
     free(r.perplexity);
@@ -10839,35 +10808,11 @@ static int run_eval(app *a) {
 }
 
 /* -- tokenize, info, init -------------------------------------------------------------- */
-/* A file, or standard input, whole. */
-static int read_all(const char *path, char **out, size_t *n) {
-    FILE *f = path && strcmp(path, "-") ? fopen(path, "rb") : stdin;
-    size_t capacity = 1 << 16, got;
-    *n = 0;
-    if (!f) {
-        fprintf(stderr, "neoxtune: %s: cannot open: %s\n", path, strerror(errno));
-        return 1;
-    }
-    *out = malloc(capacity);
-    while (*out && (got = fread(*out + *n, 1, capacity - *n, f)) > 0) {
-        *n += got;
-        if (*n < capacity) continue;
-        char *bigger = realloc(*out, capacity *= 2);
-        if (!bigger) free(*out);
-        *out = bigger;
-    }
-    const bool bad = ferror(f);
-    if (f != stdin) fclose(f);
-    if (!*out) return usage_error("out of memory");
-    if (bad) fprintf(stderr, "neoxtune: %s: cannot read: %s\n", path, strerror(errno));
-    return bad;
-}
-
 /* Ids separated by spaces, or just their number. */
 static int print_ids(app *a, const char *text, size_t n) {
     size_t count;
     int32_t *ids = malloc((3 * n + 1) * sizeof *ids);
-    if (!ids) return usage_error("out of memory");
+    if (!ids) return no_memory();
     nxt_status status = nxt_encode(a->tok, text, n, ids, NULL, 3 * n + 1, &count);
     if (status == NXT_OK && a->o.count) printf("%zu", count);
     else if (status == NXT_OK)
@@ -10883,7 +10828,7 @@ static int print_decoded(app *a, const char *text) {
     int32_t *ids = malloc((strlen(text) / 2 + 1) * sizeof *ids);
     size_t n = 0, bytes;
     char *out = NULL, *end;
-    if (!ids) return usage_error("out of memory");
+    if (!ids) return no_memory();
     for (const char *p = text;; p = end) {
         while (*p && strchr(" \t\r\n,", *p)) p++;
         if (!*p) break;
@@ -10917,7 +10862,7 @@ static int run_tokenize(app *a) {
     if ((status = read_all(a->o.file, &text, &n))) return status;
     if (a->o.decode) {
         char *bigger = realloc(text, n + 1);
-        if (!bigger) status = usage_error("out of memory");
+        if (!bigger) status = no_memory();
         else (text = bigger)[n] = 0, status = print_decoded(a, text);
     } else if (!a->o.lines) status = print_ids(a, text, n);
     for (size_t at = 0; a->o.lines && !a->o.decode && at < n && !status;) {
@@ -11087,14 +11032,31 @@ int main(int argc, char **argv) {
     for (int i = 2; i < argc; i++)
         if (!strcmp(argv[i], "--help")) return print_help((int)c), 0;
     app *a = calloc(1, sizeof *a);
-    if (!a) return usage_error("out of memory"), 1;
+    if (!a) return no_memory();
     int status = run_command(a, c, argc, argv);
     close_app(a);
     free(a);
-    if (fflush(stdout) != 0 && !status) status = 1;
+    if ((fflush(stdout) != 0 || ferror(stdout)) && !status) {
+        fprintf(stderr, "neoxtune: standard output: cannot write: %s\n", strerror(errno));
+        status = 1;
+    }
     return status;
 }
 #endif /* NXT_NO_MAIN */
+
+/* References
+ *
+ * [Vaswani17] Attention is all you need.            [Ba16] Layer normalization.
+ * [Zhang19] Root mean square layer normalization.   [Hendrycks16] Gaussian error linear units.
+ * [Su21] RoFormer: rotary position embedding.       [Ainslie23] GQA: grouped-query attention.
+ * [Dao22] FlashAttention.                           [Loshchilov19] Decoupled weight decay.
+ * [Black22] GPT-NeoX-20B.                           [Steele14] Fast splittable random numbers.
+ * [Goto08] Anatomy of high-performance matrix multiplication.   [VanZee15] BLIS.
+ * [Sennrich16] Translation of rare words with subword units.    [Radford19] GPT-2.
+ * [HFTokenizers] github.com/huggingface/tokenizers  [safetensors] its README, "Format".
+ * [RFC8259] JSON.   [APPNOTE] PKWARE's description of zip.   [Keskar19] CTRL.
+ * [Holtzman20] The curious case of neural text degeneration.    [Rajpurkar16] SQuAD.
+ */
 
 /* ============================================================================
  * GENERATED TABLES: Unicode for § 13, printed by tests/make_unicode.py from what

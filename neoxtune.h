@@ -154,6 +154,7 @@ typedef struct nxt_param_info {
 typedef struct nxt_save_config {
     const char *dtype;      /* "f32", "f16", "bf16"; NULL: as the model was stored */
     int64_t shard_bytes;    /* a new file above this many bytes; default 5e9 */
+    const char *tokenizer;  /* file or directory to copy the tokenizer from; NULL: the model's */
 } nxt_save_config;
 
 /* Bytes that training or using a model takes beside the mapped files. */
@@ -214,6 +215,7 @@ typedef struct nxt_data_config {
     int32_t eos;      /* the id to append; -1: the tokenizer's */
     int64_t max_samples; /* first rows only; 0: all */
     int skip_bad_lines;
+    int prompts_only; /* 1: an example is what stands before the completion */
 } nxt_data_config;
 
 typedef struct nxt_dataset_info {
@@ -314,7 +316,8 @@ NXT_API int nxt_trainer_done(const nxt_trainer *trainer);
 NXT_API int64_t nxt_trainer_total_steps(const nxt_trainer *trainer);
 NXT_API int64_t nxt_trainer_steps_per_epoch(const nxt_trainer *trainer);
 /* A checkpoint directory: the model, optimizer.safetensors, trainer_state.json. A trainer
- * made from the same model, data and config and resumed from it goes on bit for bit. */
+ * made from the same model, data and config and resumed from it goes on bit for bit. After a
+ * resume that failed the trainer can only be destroyed. */
 NXT_API NXT_CHECKED nxt_status nxt_trainer_save(nxt_trainer *trainer, const char *dir);
 NXT_API NXT_CHECKED nxt_status nxt_trainer_resume(nxt_trainer *trainer, const char *dir);
 NXT_API void nxt_trainer_destroy(nxt_trainer *trainer);
@@ -342,6 +345,7 @@ typedef struct nxt_run_config {
     int64_t save_total_limit;     /* 0: all; the best one is never deleted */
     int load_best_model_at_end;
     const char *dtype;            /* of saved models; NULL: as stored */
+    const char *tokenizer;        /* as in nxt_save_config; kept until the run is destroyed */
     const char *run_json;         /* text of run.json, or NULL */
 } nxt_run_config;
 

@@ -2,6 +2,7 @@
  *
  *   stories text N SEED                 N stories, one per line
  *   stories qa N SEED train|heldout     N questions as JSONL: "question", "answer"
+ *   stories recite N SEED               N lists of words, each said twice, one per line
  *   stories entropy N SEED              the entropy of the same N stories, as JSON
  *
  * Build: cc -O2 stories.c -o stories -lm
@@ -178,9 +179,7 @@ static const struct family families[] = {
             "What colour the Ox was, S9: Cx.",
         },
         .ask = {
-            {"What colour was the Ox?", "Cx"},
-            {"Who had the Ox?", "Nx"},
-            {"What did Nx have?", "a Cx Ox"},
+            {"What was Cx?", "Ox"},
         },
     },
     {
@@ -222,10 +221,6 @@ static const struct family families[] = {
             "Who went to the Px, S9: Nx.",
             "Where Nx went, S9: the Px.",
         },
-        .ask = {
-            {"Where did Nx go?", "the Px"},
-            {"Who went to the Px?", "Nx"},
-        },
     },
     {
         /* meals */
@@ -266,10 +261,6 @@ static const struct family families[] = {
             "Who ate the Fx, S9: Nx.",
             "What Nx ate, S9: Fx.",
         },
-        .ask = {
-            {"What did Nx eat?", "Fx"},
-            {"Who ate the Fx?", "Nx"},
-        },
     },
     {
         /* jobs */
@@ -309,10 +300,6 @@ static const struct family families[] = {
             "K9 what Nx wanted to be: a Jx.",
             "Who wanted to be a Jx, S9: Nx.",
             "What Nx wanted to be, S9: a Jx.",
-        },
-        .ask = {
-            {"What did Nx want to be?", "a Jx"},
-            {"Who wanted to be a Jx?", "Nx"},
         },
     },
     {
@@ -356,11 +343,6 @@ static const struct family families[] = {
             "Who hid the Ox, S9: Nx.",
             "What Nx hid, S9: a Ox.",
             "Where the Ox was, S9: behind the Hx.",
-        },
-        .ask = {
-            {"Where was the Ox?", "behind the Hx"},
-            {"Who hid the Ox?", "Nx"},
-            {"What did Nx hide?", "a Ox"},
         },
     },
     {
@@ -406,9 +388,7 @@ static const struct family families[] = {
             "What the Ax was like, S9: Dx.",
         },
         .ask = {
-            {"What was the Ax like?", "Dx"},
-            {"Who had the Ax?", "Nx"},
-            {"What did Nx have?", "a Dx Ax"},
+            {"Who was Dx?", "Ax"},
         },
     },
 };
@@ -539,16 +519,51 @@ static void write_one_of(struct story *s, const char *const templates[MOST], int
     write_template(s, templates[choose(s, count(templates))], x);
 }
 
+/* One sentence of the list about each of the people, in an order that is drawn. */
+static void write_about_all(struct story *s, const char *const templates[MOST]) {
+    int order[] = {1, 2, 3};
+    for (int left = s->people; left > 0; left--) {
+        int i = choose(s, left), person = order[i];
+        order[i] = order[left - 1];
+        write_one_of(s, templates, person);
+    }
+}
+
+/* Two stories in three are short: facts, and then every one of them told again, in other
+ * words and another order. That is what makes a small model learn to look things up; in a
+ * long story most of the words have nothing to do with it. */
 static void tell(struct story *s) {
     const struct family *f = &families[choose(s, COUNT(families))];
+    bool plain = choose(s, 3) > 0;
     s->people = 2 + choose(s, 2);
     write_one_of(s, f->opening, 0);
     for (int i = 1; i <= s->people; i++) write_one_of(s, f->fact, i);
-    write_one_of(s, f->event, 0);
-    write_one_of(s, f->recall, 0);
-    write_one_of(s, f->asked, 0);
-    write_one_of(s, f->known, 0);
+    if (!plain) {
+        write_one_of(s, f->event, 0);
+        write_one_of(s, f->recall, 0);
+    }
+    write_about_all(s, f->known);
+    if (plain) write_about_all(s, f->asked);
     write_one_of(s, closings, 0);
+}
+
+/* A first lesson: a list of words, said twice. Whoever predicts the second half has learned
+ * to find where a word stood before and to say what followed it ("induction"), which is the
+ * first step of looking anything up. */
+static void recite(struct story *s) {
+    enum { WORDS = 14 };
+    const struct list *from[WORDS];
+    int word[WORDS];
+    write_text(s, "One");
+    for (int i = 0; i < 2 * WORDS; i++) {
+        int k = i % WORDS;
+        if (i < WORDS) {
+            from[k] = &lists[1 + choose(s, BINDING - 1)]; /* all but the names */
+            word[k] = choose(s, from[k]->words);
+        }
+        write_text(s, " ");
+        write_text(s, from[k]->word[word[k]]);
+    }
 }
 
 /* ---- questions ------------------------------------------------------------------ */
@@ -579,15 +594,23 @@ static void write_fact(struct story *s, const struct family *f, int x, bool held
     }
 }
 
-/* Two to four facts, each of another person, at least two of them of the same family,
+/* A family about which questions are asked: things and pets. */
+static const struct family *choose_asked(struct story *s) {
+    const struct family *f;
+    do f = &families[choose(s, COUNT(families))];
+    while (!f->ask[0].question);
+    return f;
+}
+
+/* Two or three facts, each of another person, at least two of them of the same family,
  * and a question about one of those two. */
 static void ask(struct story *s, bool heldout, char *answer, int size) {
-    const struct family *f = &families[choose(s, COUNT(families))];
+    const struct family *f = choose_asked(s);
     s->people = 2 + choose(s, 2);
     int asked = 1 + choose(s, s->people);
     int rival = 1 + (asked + choose(s, s->people - 1)) % s->people;
     for (int i = 1; i <= s->people; i++) {
-        const struct family *other = &families[choose(s, COUNT(families))];
+        const struct family *other = choose_asked(s);
         bool same = i == asked || i == rival || choose(s, 2);
         write_fact(s, same ? f : other, i, heldout);
     }
@@ -644,11 +667,13 @@ static void check_templates(void) {
 int main(int argc, char **argv) {
     const char *what = argc > 1 ? argv[1] : "";
     bool text = !strcmp(what, "text"), qa = !strcmp(what, "qa");
+    bool lists_of_words = !strcmp(what, "recite");
     bool heldout = argc > 4 && !strcmp(argv[4], "heldout");
-    if (argc != (qa ? 5 : 4) || !(text || qa || !strcmp(what, "entropy")) ||
+    if (argc != (qa ? 5 : 4) || !(text || qa || lists_of_words || !strcmp(what, "entropy")) ||
         (qa && !heldout && strcmp(argv[4], "train"))) {
         fprintf(stderr, "usage: stories text N SEED\n"
-                        "       stories qa N SEED train|heldout\n"
+                "       stories qa N SEED train|heldout\n"
+                "       stories recite N SEED\n"
                         "       stories entropy N SEED\n");
         return 2;
     }
@@ -667,13 +692,14 @@ int main(int argc, char **argv) {
             printf("{\"question\": \"%.*s\", \"answer\": \" %s\"}\n", s.length, s.text,
                    answer);
         } else {
-            tell(&s);
-            if (text) printf("%.*s\n", s.length, s.text);
+            if (lists_of_words) recite(&s);
+            else tell(&s);
+            if (text || lists_of_words) printf("%.*s\n", s.length, s.text);
         }
         nats += s.nats;
         bytes += s.length;
     }
-    if (!text && !qa)
+    if (!text && !qa && !lists_of_words)
         printf("{\"stories\": %ld, \"bytes\": %ld, \"nats\": %.3f,"
                " \"nats_per_story\": %.4f}\n",
                n, bytes, nats, n ? nats / (double)n : 0.0);

@@ -20,7 +20,7 @@ from tokenizers import decoders, models, normalizers, pre_tokenizers, processors
 VOCABULARY = 1024
 SPACES = 3  # added tokens of 4, 3 and 2 spaces
 END, PADDING = "<|endoftext|>", "<|padding|>"
-TEMPLATE = "### Question: {question}\n### Answer:{answer}\n"
+TEMPLATE = "### Question:\n{question}\n### Answer:{answer}"
 PICO = pathlib.Path(__file__).resolve().parent.parent / "data" / "pico-neox"
 
 

@@ -5,12 +5,27 @@
  * A NAME runs the tests whose names contain it. --quick takes smaller shapes, --long makes every
  * single allocation fail. */
 #define NXT_NO_MAIN
+#define _GNU_SOURCE 1
+#include <unistd.h>
+
+/* Waiting for the disk is what makes saving slow: tests that save hundreds of times do without, and
+ * one counts. */
+static int flushes;
+static int skip_flushes;
+static int counted_fsync(int fd) {
+    flushes++;
+    return skip_flushes ? 0 : fsync(fd);
+}
+#define fsync counted_fsync
 #include "../neoxtune.c"
+#undef fsync
 
 #include "harness.h"
 #include "micro.h"
 #include "test_files.h"
+#include "test_tokenizer.h"
 #include "test_kernels.h"
+#include "test_fast.h"
 #include "test_golden.h"
 #include "test_train.h"
 #include "test_data.h"
@@ -22,6 +37,8 @@ static const test_row tests[] = {
     ROW(numbers), ROW(op_embed), ROW(op_norm), ROW(op_matmul), ROW(op_bias), ROW(op_rope),
     ROW(op_attention), ROW(op_attention_cache), ROW(op_act), ROW(op_rows), ROW(op_store),
     ROW(op_convert), ROW(op_xent), ROW(op_adamw), ROW(op_sumsq),
+    /* §7, §8 */
+    ROW(fast_functions), ROW(fast_matmul), ROW(fast_threads), ROW(fast_cache),
     /* §10 to §12 */
     ROW(json_values), ROW(json_refused), ROW(json_depth), ROW(json_prefixes), ROW(json_numbers),
     ROW(json_write), ROW(files_map), ROW(save_commit), ROW(save_link), ROW(save_into),
@@ -32,23 +49,28 @@ static const test_row tests[] = {
     ROW(torchbin_refused), ROW(torchbin_damage), ROW(torchbin_pickles), ROW(torchbin_extents),
     ROW(torchbin_archive), ROW(torchbin_integers), ROW(torchbin_zip64),
     ROW(torchbin_directory), ROW(torchbin_foreign), ROW(files_memory), ROW(files_leaks),
+    /* §13 */
+    ROW(tokenizer_merges), ROW(tokenizer_words), ROW(tokenizer_split),
+    ROW(tokenizer_normal_form), ROW(tokenizer_added), ROW(tokenizer_bytes),
+    ROW(tokenizer_refused), ROW(tokenizer_files), ROW(tokenizer_pico), ROW(tokenizer_golden),
+    ROW(tokenizer_vectors), ROW(tokenizer_linear), ROW(tokenizer_memory),
     /* §14 to §17 */
     ROW(golden_parallel_025), ROW(golden_parallel_100), ROW(golden_sequential_025),
     ROW(golden_sequential_100), ROW(golden_variants), ROW(perplexity_golden),
     /* §18 */
-    ROW(data_masks), ROW(data_templates), ROW(data_columns_refused), ROW(data_files),
+    ROW(data_masks), ROW(data_templates), ROW(data_columns_refused), ROW(data_files), ROW(data_bad_rows), ROW(data_mixed),
     ROW(data_truncation), ROW(data_blocks), ROW(data_untrained), ROW(data_split),
     ROW(data_write_rows), ROW(data_tokens), ROW(shuffle),
     /* §19, §20, §22 */
     ROW(train_threads), ROW(train_accumulation), ROW(train_resume_f32), ROW(train_resume_f16),
-    ROW(train_resume_refused), ROW(schedules), ROW(train_epochs), ROW(train_config_refused),
+    ROW(train_resume_refused), ROW(run_refused), ROW(schedules), ROW(train_epochs), ROW(train_config_refused),
     ROW(train_diverged), ROW(cancel), ROW(evaluate), ROW(run_resume), ROW(run_metrics),
-    ROW(run_best), ROW(save_load_save), ROW(save_overflow), ROW(save_killed_run),
+    ROW(run_best), ROW(save_load_save), ROW(save_overflow), ROW(save_flushes), ROW(save_killed_run),
     /* §21 */
     ROW(session), ROW(session_refused), ROW(sample_distribution), ROW(sample_choice),
     ROW(sample_large), ROW(utf8_whole), ROW(exact_match),
     /* §3 */
-    ROW(step_allocates_nothing), ROW(refused_context), ROW(refused_loading),
+    ROW(step_allocates_nothing), ROW(dirty_memory), ROW(refused_context), ROW(refused_loading),
     ROW(refused_training), ROW(refused_saving),
 };
 

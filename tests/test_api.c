@@ -657,7 +657,9 @@ static void test_run(void) {
     }
     nxt_run_destroy(run);
     rig_down(&r);
-    if (rig_up(&r, "micro/pairs.jsonl", &c) && OK(r.cx, nxt_run_create(&run, r.t, &rc, last))) {
+    const int again = rig_up(&r, "micro/pairs.jsonl", &c);
+    rc.eval_data = r.d;
+    if (again && OK(r.cx, nxt_run_create(&run, r.t, &rc, last))) {
         CHECK(OK(r.cx, nxt_run_step(run, &info)) && info.step.step == 6);
         nxt_run_destroy(run);
     }

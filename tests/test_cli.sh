@@ -291,11 +291,29 @@ run eval --model record --data columns.jsonl --template 'x{a}{b}' --train-on com
 status_is 0
 grep -q '100.0% trained' err && wrong "options do not win over the record"
 run train --config-file record/run.json --model model --output-dir twin --overwrite-output-dir
-[ "$status" = 2 ] || wrong "a record is no config file as it is: status $status" # "neoxtune": ".."
-sed '/"neoxtune"/d' record/run.json > options.json
-run train --config-file options.json --output-dir twin
 status_is 0
 same record/model.safetensors twin/model.safetensors
+end
+
+begin "the record covers eos"
+run train --model model --data text.txt --output-dir no-eos --max-steps 1 --save-strategy no \
+    --no-append-eos --max-length 32
+says ' 0.0% end in eos'
+run eval --model no-eos --data text.txt
+status_is 0
+says ' 0.0% end in eos'
+end
+
+begin "another tokenizer goes with the model"
+run init --config config.json --output-dir bare
+status_is 0
+run train --model bare --tokenizer tok --data text.txt --output-dir dressed --max-steps 2 \
+    --save-steps 1 --max-length 32
+status_is 0
+for dir in dressed dressed/checkpoint-2; do
+    run generate --model $dir --prompt the --max-new-tokens 2
+    status_is 0
+done
 end
 
 begin "config file"
@@ -376,6 +394,24 @@ run train --model model --data drawn.jsonl --dry-run --no-append-eos --max-lengt
 status_is 0
 end
 
+begin "generate: prompts from rows and lines"
+printf '{"question": "where is the cat 1?"}\n{"question": "where is the hen 3?"}\n' > rows.jsonl
+run generate --model run --prompts rows.jsonl --prompt-column question --completion-column answer \
+    --max-new-tokens 12 --json
+status_is 0
+[ "$(grep -c '' out)" = 2 ] || wrong "not a line per row"
+prints '^{"prompt": "where is the hen 3?"'
+run generate --model run --prompts pairs.jsonl --max-new-tokens 1 --json
+[ "$(grep -c '' out)" = 60 ] || wrong "not a line per row with its completion"
+prints '^{"prompt": "where is the cat 0?"'
+(cat long; echo; echo short) > long-prompts.txt
+run generate --model run --prompts long-prompts.txt --max-new-tokens 6 --json
+status_is 0
+[ "$(grep -c '' out)" = 2 ] || wrong "not a line per prompt"
+awk 'NR == 1 { sub(/.*"ids": \[/, ""); sub(/\].*/, ""); exit split($0, v, ",") < 3 }' out ||
+    wrong "a long prompt leaves no room for an answer"
+end
+
 begin "generate: stop texts"
 run generate --model run --prompt 'where is the hen 3?' --max-new-tokens 20 --json
 text=$(sed 's/.*"completion": "//; s/", "ids".*//' out)
@@ -431,6 +467,29 @@ says 'not a token id: "x"'
 run tokenize --model model t
 status_is 0
 end
+
+begin "eval --json is JSON with an empty text"
+printf '{"text": ""}\n{"text": "the cat"}\n' > hollow.jsonl
+run eval --model model --data hollow.jsonl --json
+status_is 0
+cp out numbers.jsonl
+run train --model model --data numbers.jsonl --text-column loss --dry-run
+status_is 0
+end
+
+if [ -w /dev/full ]; then
+    begin "standard output cannot be written"
+    for command in "eval --model model --data text.txt --json" "generate --model model --prompt the" \
+        "info --model model" "tokenize --model model text.txt"; do
+        status=0
+        "$NEOXTUNE" $command > /dev/full 2> err < /dev/null || status=$?
+        status_is 1
+        says '^neoxtune: .*cannot write'
+    done
+    end
+else
+    skip "standard output cannot be written" "there is no /dev/full"
+fi
 
 # -- What is refused: models ------------------------------------------------------------------------------
 mkdir d.txt
@@ -583,6 +642,40 @@ same used/notes.txt notes
 end
 
 echo x > wall
+begin "refused: the model lies where results go"
+from=$(ls -d run/checkpoint-* | head -1)
+run $(data) text.txt --model "$from" --output-dir run --overwrite-output-dir
+status_is 1
+holds "$from/model.safetensors"
+holds run/checkpoint-10/model.safetensors
+end
+
+begin "refused: numbers that make no sense"
+for bad in "--num-train-epochs inf" "--num-train-epochs 1e300" "--num-train-epochs 0" \
+    "--seed 1e300" "--warmup-ratio 7" "--eval-split -1" "--eval-split 1.5" "--eval-split nan" \
+    "--per-device-train-batch-size 0" "--per-device-train-batch-size 9e15 --gradient-accumulation-steps 9e15" \
+    "--gradient-accumulation-steps -1" "--max-train-samples -5" "--learning-rate nan" \
+    "--learning-rate -1" "--max-length -3" "--block-size -3" "--threads -1"; do
+    rm -rf refused
+    run train --model model --data text.txt --output-dir refused $bad
+    case $status in 1 | 2) ;; *) wrong "$bad: exit status $status" ;; esac
+    [ "$(grep -c '^neoxtune: ' err)" = 1 ] || wrong "$bad: not one line of the program's name"
+    [ ! -s refused/metrics.jsonl ] || wrong "$bad: it trained"
+done
+rm -rf refused
+end
+
+begin "refused: before training, not after it"
+run $(data) text.txt --dtype f8
+[ $status != 0 ] || wrong "a type that is none is accepted"
+[ ! -s refused/metrics.jsonl ] || wrong "it trained before it looked"
+rm -rf refused
+run $(data) text.txt --eval-data text.txt --per-device-eval-batch-size 0
+[ $status != 0 ] || wrong "a batch of nothing is accepted"
+[ ! -s refused/metrics.jsonl ] || wrong "it trained before it looked"
+rm -rf refused
+end
+
 begin "refused: a file in the way"
 for dir in wall wall/deep; do
     run $(data) text.txt --output-dir $dir
@@ -677,7 +770,9 @@ for steps in ${quick:+60} 120 600 3000; do # until the signal comes before the e
     long_run $steps stopped > out 2> err < /dev/null &
     child=$! background=
     waited=0
-    while [ "$(grep -c '' stopped/metrics.jsonl 2> /dev/null || echo 0)" -lt 3 ] && [ $waited -lt 600 ]; do
+    while [ $waited -lt 600 ]; do # for some rows: by then it listens
+        rows=$(grep -c '' stopped/metrics.jsonl 2> /dev/null)
+        [ "${rows:-0}" -lt 3 ] || break
         sleep 0.05 2> /dev/null || sleep 1
         waited=$((waited + 1))
     done

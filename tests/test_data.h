@@ -89,6 +89,14 @@ static void test_data_masks(void) {
         ROWS("a.jsonl", "{\"question\":\"is it\",\"a\":\"m\",\"b\":\"n\",\"answer\":\"c\"}", "mN!|");
         c.eos = 5; /* another id to end with */
         ROWS("a.jsonl", "{\"a\":\"m\",\"b\":\"n\"}", "mN\x04|");
+        c = nxt_data_config_default();
+        c.prompts_only = 1, c.append_eos = 0; /* what a model is asked: no answer is needed */
+        ROWS("a.jsonl", "{\"question\":\"is it\",\"answer\":\" yes\"}", "IS IT|");
+        c.prompt_column = "question", c.completion_column = "answer";
+        ROWS("a.jsonl", "{\"question\":\"is it\"}\n{\"question\":\"or\",\"answer\":\"x\"}", "IS IT|OR|");
+        c = nxt_data_config_default();
+        c.prompts_only = 1, c.append_eos = 0, c.template_text = "q: {q} a: {a}.";
+        ROWS("a.jsonl", "{\"q\":\"is it\"}\n", "Q: IS IT A: |");
     }
     desk_down(&k);
 }
@@ -165,6 +173,46 @@ static void test_data_columns_refused(void) {
     desk_down(&k);
 }
 
+/* A row that is refused leaves nothing behind, wherever it stands. */
+static void test_data_bad_rows(void) {
+    desk k;
+    nxt_data_config c = nxt_data_config_default();
+    if (desk_up(&k, "bad")) {
+        c.skip_bad_lines = 1;
+        ROWS("a.jsonl", "{\"foo\":1}\n{\"text\":\"a b\"}\n", "A B!|"); /* before columns are chosen */
+        c.truncation = NXT_TRUNCATE_ERROR, c.max_length = 8;
+        ROWS("a.jsonl", "{\"text\":\"ccccccccccccccccc\"}\n{\"text\":\"b\"}\n{\"text\":\"c\"}\n",
+             "B!|C!|");
+        c.truncation = NXT_TRUNCATE_AUTO;
+        ROWS("a.json", "[{\"text\":\"a\"},{\"body\":\"x\"},7,{\"text\":\"b\"}]", "A!|B!|");
+        c.skip_bad_lines = c.append_eos = 0;
+        ROWS("a.jsonl", "{\"text\":\"\"}\n{\"text\":\"b\"}\n", "|B|"); /* no token at all */
+    }
+    desk_down(&k);
+}
+
+/* Files of several kinds at once: pairs stay pairs, plain text is trained whole. */
+static void test_data_mixed(void) {
+    desk k;
+    nxt_data_config c = nxt_data_config_default();
+    nxt_dataset *d = NULL;
+    if (desk_up(&k, "mixed")) {
+        const char *paths[] = {text_of("%s/a.jsonl", k.dir), text_of("%s/b.txt", k.dir),
+                               text_of("%s/c.jsonl", k.dir)};
+        micro_file(k.dir, "a.jsonl", "{\"question\":\"q\",\"answer\":\"w\"}\n");
+        micro_file(k.dir, "b.txt", "plain\n");
+        micro_file(k.dir, "c.jsonl", "{\"question\":\"k\",\"answer\":\"z\"}\n");
+        CHECK(OK(k.cx, nxt_dataset_from_files(&d, k.tok, paths, 3, &c)));
+        if (d && d->info.examples == 3) {
+            CHECK(!strcmp(marked(&k, d, 0), "qW!") && !strcmp(marked(&k, d, 2), "kZ!"));
+            CHECK(!strcmp(marked(&k, d, 1), "PLAIN!"));
+            CHECK(d->info.has_completions);
+        } else CHECK(!"three examples");
+        nxt_dataset_destroy(d);
+    }
+    desk_down(&k);
+}
+
 static void test_data_files(void) {
     desk k;
     nxt_data_config c = nxt_data_config_default();
@@ -175,6 +223,7 @@ static void test_data_files(void) {
         ROWS("a.json", "[{\"text\":\"one\"},\n{\"text\":\"two\"}]", "ONE!|TWO!|");
         ROWS("a.json", "{\"rows\":[{\"row_idx\":0,\"row\":{\"question\":\"q\",\"answer\":\"w\"}},"
              "{\"row\":{\"question\":\"k\",\"answer\":\"r\"}}]}", "qW!|kR!|");
+        ROWS("a.json", "\xef\xbb\xbf[{\"row\": 3, \"text\": \"abc\"}]", "ABC!|"); /* a column's name */
         c.max_samples = 2;
         ROWS("a.txt", "a\nb\nc\n", "A!|B!|");
         ROWS("a.json", "[{\"text\":\"a\"},{\"text\":\"b\"},{\"text\":\"c\"}]", "A!|B!|");
@@ -342,6 +391,7 @@ static void test_data_write_rows(void) {
         {"a.json", "[{\"text\":\"x\"}, {\"text\":\"y\",\"k\":[1,2]}]",
          "{\"text\": \"x\"}\n{\"text\": \"y\", \"k\": [1, 2]}\n"},
         {"a.json", "{\"rows\":[{\"row\":{\"text\":\"x\"}}]}", "{\"text\": \"x\"}\n"},
+        {"a.json", "\xef\xbb\xbf[{\"text\":\"x\",\"row\":1}]", "{\"text\": \"x\", \"row\": 1}\n"},
     };
     desk k;
     nxt_data_config c = nxt_data_config_default();

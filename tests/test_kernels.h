@@ -185,7 +185,7 @@ static void clear_sheets(void) {
 /* Runs a check at every level; its shapes are drawn anew for each round, the same ones at each
  * level and for each number of threads. */
 static void at_every_level(void (*check)(nxt_context *cx, int round), int rounds) {
-    static const int threads[] = {1, 5};
+    static const int threads[] = {1, 3};
     for (int level = 0; level <= cpu_level(); level++) {
         u64 digest[2];
         for (int t = 0; t < (level ? 2 : 1); t++) {
@@ -575,6 +575,12 @@ static void check_attention_cache(nxt_context *cx, int round) {
     head_views x = views_in(q, 0, H, H, D);
     i32 *first = random_ids(N, slabs), *last = random_ids(N, slab);
     for (i64 n = 0; n < N; n++) first[n] *= (i32)slab, last[n] += first[n];
+    for (i64 j = 0; j < M; j++) { /* rows that nobody sees were never written: they hold anything */
+        bool seen = false;
+        for (i64 n = 0; n < N; n++) seen |= first[n] <= j && j <= last[n];
+        for (i64 c = 0; c < H * D && !seen; c++) put(k, j, c, NAN), put(v, j, c, NAN);
+    }
+    seal(k), seal(v);
     x.k = heads_in(k, 0, D, (int)H, (int)D), x.v = heads_in(v, 0, D, (int)H, (int)D);
     attention_problem p = {.N = N, .M = M, .H = H, .G = H, .D = D, .q = dense_heads(x.q),
                            .k = dense(k), .v = dense(v), .dy = zeros(N * H * D),
@@ -785,14 +791,14 @@ static void test_op_xent(void) { at_every_level(check_xent, 16); }
 
 /* -- The optimizer ---------------------------------------------------------------------------------------------- */
 static void check_adamw(nxt_context *cx, int round) {
-    const i64 n = round % 3 == 2 ? 40000 + between(0, 99) : between(1, 70);
+    const i64 n = round % 9 == 8 ? 20000 + between(0, 99) : between(1, 70);
     mat w = sum_into(1, n), g = input(1, n), m = sum_into(1, n), v = sum_into(1, n);
     double *W = dense(w), *M = zeros(n), *S = zeros(n);
     const double b1 = 0.9f, b2 = 0.999f, lr = 0.01f, eps = 1e-8f, scale = 0.3f;
     const double decay = round % 2 ? 0.1f : 0;
     for (i64 i = 0; i < n; i++) put(m, 0, i, 0), put(v, 0, i, 0);
     say_case(" n %d", (int)n);
-    for (int t = 1; t <= 6; t++) {
+    for (int t = 1; t <= 5; t++) {
         const double c1 = 1 - pow(b1, t), c2 = 1 - pow(b2, t);
         for (i64 i = 0; i < n; i++) put(g, 0, i, (2 * uniform(kernel_random()) - 1) / t);
         seal(g);

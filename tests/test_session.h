@@ -27,7 +27,7 @@ static bool talk_up(talk *t, const char *name, const char *more) {
     nxt_context *cx = test_context();
     const char *dir = micro_model(cx, name, more, "f16");
     nxt_context_destroy(cx);
-    *t = (talk){.cx = context_with(NULL, 2)};
+    *t = (talk){.cx = context_with(NULL, 1)};
     t->all_a = malloc(sizeof(float) * LONG_PROMPT * V_), t->all_b = malloc(sizeof(float) * SHORT_PROMPT * V_);
     for (int i = 0; i < LONG_PROMPT; i++) t->a[i] = (i32)(mix64((u64)i) % V_);
     for (int i = 0; i < SHORT_PROMPT; i++) t->b[i] = (i32)(mix64((u64)i + 999) % V_);
