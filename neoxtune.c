@@ -1671,7 +1671,7 @@ static void fast_matmul(void *s, mat c, mat a, mat b, int trans, float alpha, fl
                                        const float *bias) {                                 \
         merge_body(c, c_step, tile, NV * (i64)sizeof(V) / 4, rows, cols, alpha, beta, bias); \
     }                                                                                       \
-    DEFINE_TILE(tile1_##LEVEL, AT, V, 1, NV, MULTIPLY_ADD)                                                \
+    DEFINE_TILE(tile1_##LEVEL, AT, V, 1, NV, MULTIPLY_ADD)                                  \
     DEFINE_TILE(tile4_##LEVEL, AT, V, 4, NV, MULTIPLY_ADD)
 
 #define AT_BASELINE
@@ -3390,19 +3390,19 @@ static void file_map_close(file_map *m) {
 static nxt_status file_read(nxt_context *cx, const char *path, i64 most, buffer *out) {
     int fd;
     i64 bytes;
-    char piece[16384];
+    char block[16384];
     TRY(file_open(cx, path, &fd, &bytes));
     nxt_status status = NXT_OK;
     buffer_add(out, "", 0); /* so that an empty file is an empty text, not NULL */
     for (i64 total = 0; status == NXT_OK;) {
-        ssize_t got = read(fd, piece, sizeof piece);
+        ssize_t got = read(fd, block, sizeof block);
         if (got < 0 && errno == EINTR) continue;
         if (got < 0) status = fail_errno(cx, path, "read");
         if (got <= 0) break;
         total += got;
         if (total > most)
             status = fail(cx, NXT_FORMAT, "%s: larger than %" PRId64 " bytes", path, most);
-        else buffer_add(out, piece, got);
+        else buffer_add(out, block, got);
     }
     close(fd);
     return status != NXT_OK ? status : out->status;

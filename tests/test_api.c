@@ -789,6 +789,7 @@ static void test_pico(void) {
         return;
     }
     c.max_samples = quick_run ? 10 : 60, c.max_length = 128;
+    c.text_column = "question"; /* small stories, which it was trained on */
     if (OK(cx, nxt_model_load(&m, cx, "data/pico-neox"))
         && OK(cx, nxt_tokenizer_load(&tok, cx, "data/pico-neox"))
         && OK(cx, nxt_dataset_from_files(&d, tok, &file, 1, &c))

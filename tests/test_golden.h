@@ -72,7 +72,7 @@ static void check_logits(golden *g, const i32 *ids, i64 B, i64 T) {
 
 static void check_gradients(golden *g, const nxt_dataset *d, i64 B) {
     i64 n;
-    double loss;
+    double loss = 0;
     float *expected = golden_floats(g, "loss", &n);
     OK(g->cx, nxt_grad_zero(g->m));
     OK(g->cx, nxt_backward(g->m, d, 0, B, &loss));

@@ -470,7 +470,7 @@ static void check_tokens(const char *name, const char *directory) {
     CHECK(OK(cx, nxt_tokenizer_load(&t, cx, directory)));
     for (char *line = b.p, *end; t && line && *line; line = end + 1) {
         arena a = {.cx = cx};
-        json *text;
+        json *text = NULL;
         char *tab = strchr(line, '\t');
         end = strchr(line, '\n');
         CHECK(end != NULL);
