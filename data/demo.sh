@@ -6,7 +6,7 @@ cd "$(dirname "$0")/.."
 out=build/demo
 rm -rf "$out"
 mkdir -p "$out"
-template='### Question:\n{question}\n### Answer:{answer}'
+template='### Question:\n{question}\n### Answer\n{answer}'
 
 number() { # number KEY: that number of the JSON object on standard input
     sed -n "s/.*\"$1\": \\([-0-9.e+]*\\).*/\\1/p"

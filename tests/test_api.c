@@ -1,7 +1,7 @@
 /* Black-box tests: only neoxtune.h, linked to neoxtune.o; compiled as C and as C++17. Every public
  * function is called, as a host would call it.
  *
- *     build/test_api [NAME...] [--list] [--quick] [--long]
+ *     build/test_api [NAME...] [--list]
  */
 #ifndef _GNU_SOURCE
 #define _GNU_SOURCE 1 /* barriers under -std=c11 */
@@ -15,7 +15,7 @@
 
 #include "micro.h"
 
-static int failed_checks, quick_run;
+static int failed_checks;
 static const char *skip_reason;
 
 static void check_(int ok, const char *text, int line) {
@@ -775,30 +775,34 @@ static void test_all_reduce(void) {
 
 /* -- The model of data/, when it is there ------------------------------------------------------------------- */
 static void test_pico(void) {
+    static const char story[] =
+        "One windy afternoon, Milo and Maya put on their shoes. Milo took the road to the farm. "
+        "Maya took the road to the castle. It was easy to see who went to the farm: Milo.";
     nxt_context *cx = plain_context();
     nxt_model *m;
     nxt_tokenizer *tok = NULL;
     nxt_dataset *d = NULL;
-    nxt_data_config c = nxt_data_config_default();
-    nxt_eval_info e;
     nxt_model_info info;
-    const char *file = "data/qa-heldout.jsonl";
+    int32_t ids[256];
+    int64_t offsets[2] = {0, 0};
+    size_t n = 0;
+    double loss = 99;
     if (!exists("data/pico-neox", "model.safetensors")) {
         skip_reason = "data/pico-neox holds no weights";
         nxt_context_destroy(cx);
         return;
     }
-    c.max_samples = quick_run ? 10 : 60, c.max_length = 128;
-    c.text_column = "question"; /* small stories, which it was trained on */
     if (OK(cx, nxt_model_load(&m, cx, "data/pico-neox"))
         && OK(cx, nxt_tokenizer_load(&tok, cx, "data/pico-neox"))
-        && OK(cx, nxt_dataset_from_files(&d, tok, &file, 1, &c))
-        && OK(cx, nxt_evaluate(m, d, 8, &e))) {
+        && OK(cx, nxt_encode(tok, story, strlen(story), ids, NULL, 256, &n))) {
+        offsets[1] = (int64_t)n;
         nxt_model_describe(m, &info);
-        CHECK(nxt_tokenizer_size(tok) <= info.vocabulary);
-        CHECK(e.loss > 0 && e.loss < 0.8 * log((double)info.vocabulary)); /* it has learnt something */
+        CHECK(nxt_tokenizer_size(tok) <= info.vocabulary && n > 30 && n < 60);
+        CHECK(OK(cx, nxt_dataset_from_tokens(&d, cx, ids, NULL, offsets, 1)));
+        CHECK(OK(cx, nxt_forward(m, d, 0, 1, &loss)));
+        CHECK(loss < 0.4 * log((double)info.vocabulary)); /* it knows such stories */
+        nxt_dataset_destroy(d);
     }
-    nxt_dataset_destroy(d);
     nxt_tokenizer_destroy(tok);
     nxt_model_destroy(m);
     nxt_context_destroy(cx);
@@ -838,7 +842,6 @@ int main(int argc, char **argv) {
         int wanted = 1;
         for (int k = 1, named = 0; k < argc; k++) {
             if (!strcmp(argv[k], "--list")) wanted = 0;
-            if (!strcmp(argv[k], "--quick")) quick_run = 1;
             if (argv[k][0] == '-') continue;
             if (!named++) wanted = 0;
             wanted |= strstr(tests[i].name, argv[k]) != NULL;
