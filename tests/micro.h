@@ -63,16 +63,19 @@ static void micro_tokenizer(const char *dir) {
     FILE *f = micro_open(dir, "tokenizer.json");
     char letter[4];
     if (!f) return;
-    fputs("{\"version\": \"1.0\", \"added_tokens\": [{\"id\": 0, \"content\": \"<|endoftext|>\", "
-          "\"special\": true, \"normalized\": false}], \"normalizer\": null, \"pre_tokenizer\": "
-          "{\"type\": \"ByteLevel\", \"add_prefix_space\": false, \"use_regex\": true}, "
-          "\"decoder\": {\"type\": \"ByteLevel\"}, \"model\": {\"type\": \"BPE\", \"vocab\": "
-          "{\"<|endoftext|>\": 0", f);
+    fputs(
+        "{\"version\": \"1.0\", \"added_tokens\": [{\"id\": 0, \"content\": \"<|endoftext|>\", "
+        "\"special\": true, \"normalized\": false}], \"normalizer\": null, \"pre_tokenizer\": "
+        "{\"type\": \"ByteLevel\", \"add_prefix_space\": false, \"use_regex\": true}, "
+        "\"decoder\": {\"type\": \"ByteLevel\"}, \"model\": {\"type\": \"BPE\", \"vocab\": "
+        "{\"<|endoftext|>\": 0",
+        f);
     for (int b = 0; b < 256; b++) {
         micro_letter(b, letter);
         fprintf(f, ", \"%s%s\": %d", b == '"' || b == '\\' ? "\\" : "", letter, 1 + b);
     }
-    for (int i = 0; i < 8; i++) fprintf(f, ", \"%s%s\": %d", merges[i][0], merges[i][1], 257 + i);
+    for (int i = 0; i < 8; i++)
+        fprintf(f, ", \"%s%s\": %d", merges[i][0], merges[i][1], 257 + i);
     fputs("}, \"merges\": [", f);
     for (int i = 0; i < 8; i++)
         fprintf(f, "%s\"%s %s\"", i ? ", " : "", merges[i][0], merges[i][1]);

@@ -1,8 +1,8 @@
-/* Black-box tests: only neoxtune.h, linked to neoxtune.o; compiled as C and as C++17. Every public
- * function is called, as a host would call it.
+/* Black-box tests: only neoxtune.h, linked to neoxtune.o; compiled as C and as C++17. Every
+ * public function is called, as a host would call it.
  *
  *     build/test_api [NAME...] [--list]
- */
+ * / */
 #ifndef _GNU_SOURCE
 #define _GNU_SOURCE 1 /* barriers under -std=c11 */
 #endif
@@ -69,7 +69,8 @@ static const char *micro_dir(void) {
                    "{\"question\": \"rat\", \"answer\": \" inn\"}\n"
                    "{\"question\": \"bat\", \"answer\": \" hat\"}\n");
         if (nxt_context_create(&cx, NULL) != NXT_OK) exit(1);
-        OK(cx, nxt_model_init(cx, scratch("micro/config.json"), dir, scratch("micro/model"), "f32", 3));
+        OK(cx, nxt_model_init(cx, scratch("micro/config.json"), dir, scratch("micro/model"),
+                              "f32", 3));
         nxt_context_destroy(cx);
     }
     return scratch("micro/model");
@@ -87,7 +88,7 @@ static nxt_train_config fast_training(int64_t steps) {
     return c;
 }
 
-/* -- Small things -------------------------------------------------------------------------------------- */
+/* -- Small things -------------------------------------------------------------------------- */
 static void test_status(void) {
     CHECK(nxt_version()[0] >= '0' && nxt_version()[0] <= '9');
     CHECK(!strcmp(nxt_status_name(NXT_OK), "ok"));
@@ -130,12 +131,14 @@ static void test_errors(void) {
     nxt_tokenizer_destroy(good);
     micro_file(scratch_root, "config.json", "{\"model_type\": \"bert\"}");
     CHECK(nxt_model_load(&m, cx, scratch_root) == NXT_UNSUPPORTED && m == NULL);
-    CHECK(strstr(nxt_error_message(cx), "config.json") && strstr(nxt_error_message(cx), "bert"));
+    CHECK(strstr(nxt_error_message(cx), "config.json")
+          && strstr(nxt_error_message(cx), "bert"));
     micro_file(scratch_root, "config.json", "{\"model_type\": \n  oops}");
     CHECK(nxt_model_load(&m, cx, scratch_root) == NXT_FORMAT);
     CHECK(strstr(nxt_error_message(cx), "config.json:2:3:") != NULL);
     CHECK(nxt_text_read(cx, file, &text) == NXT_IO && text == NULL);
-    CHECK(OK(cx, nxt_run_last_checkpoint(cx, scratch("nowhere"), last, sizeof last)) && !last[0]);
+    CHECK(OK(cx, nxt_run_last_checkpoint(cx, scratch("nowhere"), last, sizeof last))
+          && !last[0]);
     nxt_context_destroy(cx);
 }
 
@@ -166,8 +169,9 @@ static void see_option(void *user, const char *name, const char *value) {
 static void test_options(void) {
     nxt_context *cx = plain_context();
     seen_options s = {""};
-    micro_file(scratch_root, "run.json", "{\"learning_rate\": 5e-05, \"data\": [\"a b\", \"c\"], "
-                                         "\"json\": true, \"none\": null, \"name\": \"x\\ny\"}");
+    micro_file(scratch_root, "run.json",
+               "{\"learning_rate\": 5e-05, \"data\": [\"a b\", \"c\"], "
+               "\"json\": true, \"none\": null, \"name\": \"x\\ny\"}");
     CHECK(OK(cx, nxt_options_read(cx, scratch("run.json"), see_option, &s)));
     CHECK(!strcmp(s.text, "learning_rate=5e-05;data=a b;data=c;json=true;name=x\ny;"));
     micro_file(scratch_root, "run.json", "[1]");
@@ -176,7 +180,7 @@ static void test_options(void) {
     nxt_context_destroy(cx);
 }
 
-/* -- Contexts ------------------------------------------------------------------------------------------ */
+/* -- Contexts ------------------------------------------------------------------------------ */
 typedef struct host { /* what a host's callbacks count */
     long blocks, bytes, loops, tasks, lines;
     char line[500];
@@ -257,7 +261,8 @@ static void test_callbacks(void) {
     /* a config of one layer: the tensors of the other are reported */
     micro_config(scratch("micro/model"), ", \"num_hidden_layers\": 1");
     CHECK(OK(cx, nxt_model_load(&m, cx, scratch("micro/model"))));
-    CHECK(h.lines == 1 && strstr(h.line, "12 tensors are not used") && strstr(h.line, "layers.1."));
+    CHECK(h.lines == 1 && strstr(h.line, "12 tensors are not used")
+          && strstr(h.line, "layers.1."));
     nxt_model_destroy(m);
     micro_config(scratch("micro/model"), "");
     nxt_context_destroy(cx);
@@ -316,13 +321,14 @@ static void test_two_contexts(void) {
     memset(w, 0, sizeof w);
     micro_dir();
     train_apart(&w[2]);
-    for (int i = 0; i < 2; i++) CHECK(pthread_create(&thread[i], NULL, train_apart, &w[i]) == 0);
+    for (int i = 0; i < 2; i++)
+        CHECK(pthread_create(&thread[i], NULL, train_apart, &w[i]) == 0);
     for (int i = 0; i < 2; i++) pthread_join(thread[i], NULL);
     for (int i = 0; i < 2; i++)
         CHECK(w[i].loss == w[2].loss && w[i].sample == w[2].sample && w[i].loss > 0);
 }
 
-/* -- Tokenizer ------------------------------------------------------------------------------------------ */
+/* -- Tokenizer ----------------------------------------------------------------------------- */
 static void test_tokenizer(void) {
     static const char text[] = "the \xf0\x9f\x90\x88 in the\xff hat<|endoftext|>";
     nxt_context *cx = plain_context();
@@ -355,7 +361,7 @@ static void test_tokenizer(void) {
     nxt_context_destroy(cx);
 }
 
-/* -- Models ---------------------------------------------------------------------------------------------- */
+/* -- Models -------------------------------------------------------------------------------- */
 static void test_model(void) {
     nxt_context *cx = plain_context();
     nxt_model *m, *again;
@@ -368,7 +374,8 @@ static void test_model(void) {
     if (!OK(cx, nxt_model_load(&m, cx, "tests/golden/neox-parallel-025"))) return;
     nxt_model_describe(m, &info);
     CHECK(!strcmp(info.family, "gpt_neox") && !strcmp(info.architecture, "GPTNeoXForCausalLM"));
-    CHECK(!strcmp(info.dtype, "f32") && info.layers == 2 && info.parallel_residual && !info.tied);
+    CHECK(!strcmp(info.dtype, "f32") && info.layers == 2 && info.parallel_residual
+          && !info.tied);
     CHECK(info.width % info.heads == 0 && info.mapped_bytes == 80344 && info.bos == 0);
     CHECK(info.embedding_parameters == info.vocabulary * info.width && info.rotary > 0);
     for (int64_t i = 0; i < nxt_param_count(m); i++) {
@@ -397,7 +404,8 @@ static void test_model(void) {
         for (int i = 0; i < 4; i++) CHECK(fabsf(a[i] - b[i]) <= fabsf(a[i]) / 256);
     }
     nxt_model_destroy(again);
-    CHECK(OK(cx, nxt_model_save(m, scratch("saved"), NULL)) && exists(scratch("saved"), "config.json"));
+    CHECK(OK(cx, nxt_model_save(m, scratch("saved"), NULL))
+          && exists(scratch("saved"), "config.json"));
     nxt_model_destroy(m);
     nxt_context_destroy(cx);
 }
@@ -454,11 +462,14 @@ static void test_backward(void) {
     float whole[8], parts[8], once[8];
     if (!OK(cx, nxt_model_load(&m, cx, micro_dir()))) return;
     CHECK(OK(cx, nxt_dataset_from_tokens(&d, cx, ids, trained, offsets, 2)));
-    CHECK(OK(cx, nxt_backward(m, d, 0, 2, &loss)) && OK(cx, nxt_grad_read(m, 0, 5 * 32, 8, whole)));
+    CHECK(OK(cx, nxt_backward(m, d, 0, 2, &loss))
+          && OK(cx, nxt_grad_read(m, 0, 5 * 32, 8, whole)));
     CHECK(OK(cx, nxt_grad_zero(m)) && OK(cx, nxt_grad_read(m, 0, 5 * 32, 8, parts)));
     for (int i = 0; i < 8; i++) CHECK(parts[i] == 0 && whole[i] != 0);
-    CHECK(OK(cx, nxt_backward(m, d, 0, 1, &first)) && OK(cx, nxt_grad_read(m, 0, 5 * 32, 8, once)));
-    CHECK(OK(cx, nxt_backward(m, d, 1, 1, &second)) && OK(cx, nxt_grad_read(m, 0, 5 * 32, 8, parts)));
+    CHECK(OK(cx, nxt_backward(m, d, 0, 1, &first))
+          && OK(cx, nxt_grad_read(m, 0, 5 * 32, 8, once)));
+    CHECK(OK(cx, nxt_backward(m, d, 1, 1, &second))
+          && OK(cx, nxt_grad_read(m, 0, 5 * 32, 8, parts)));
     for (int i = 0; i < 8; i++) {
         CHECK(fabsf(parts[i] - whole[i]) < 1e-5f);
         CHECK(parts[i] == once[i]); /* token 5 is in the first alone */
@@ -472,7 +483,7 @@ static void test_backward(void) {
     nxt_context_destroy(cx);
 }
 
-/* -- Data ------------------------------------------------------------------------------------------------ */
+/* -- Data ---------------------------------------------------------------------------------- */
 static void test_dataset(void) {
     nxt_context *cx = plain_context();
     nxt_tokenizer *tok;
@@ -499,7 +510,8 @@ static void test_dataset(void) {
         CHECK(seen == 3 && info.examples == 1);
         CHECK(OK(cx, nxt_dataset_write_rows(held, scratch("held.jsonl"))));
         CHECK(OK(cx, nxt_text_read(cx, scratch("held.jsonl"), &text)));
-        CHECK(text && !strncmp(text, "{\"question\": \"", 14) && text[strlen(text) - 1] == '\n');
+        CHECK(text && !strncmp(text, "{\"question\": \"", 14)
+              && text[strlen(text) - 1] == '\n');
     }
     nxt_dataset_destroy(held);
     nxt_dataset_destroy(d);
@@ -507,7 +519,7 @@ static void test_dataset(void) {
     nxt_context_destroy(cx);
 }
 
-/* -- Training ----------------------------------------------------------------------------------------------- */
+/* -- Training ------------------------------------------------------------------------------ */
 
 /* The example of the header, with names of our own. */
 static int header_example(const char *dir, const char *file, const char *out, double *last) {
@@ -548,7 +560,8 @@ static void continue_text(nxt_context *cx, const char *dir, const char *prompt, 
             nxt_feed feed;
             feed.sequence = 0, feed.ids = ids + from, feed.n = (int64_t)(n - from);
             if (!OK(cx, nxt_session_feed(s, &feed, 1, logits))) break;
-            CHECK(OK(cx, nxt_sample(cx, logits, MICRO_VOCABULARY, &c, 0, ids, (int64_t)n, &ids[n])));
+            CHECK(OK(
+                cx, nxt_sample(cx, logits, MICRO_VOCABULARY, &c, 0, ids, (int64_t)n, &ids[n])));
             if (ids[n] == nxt_tokenizer_eos(tok)) break;
         }
         CHECK(OK(cx, nxt_decode(tok, ids, n, out, capacity - 1, &bytes)));
@@ -614,8 +627,10 @@ static void test_trainer(void) {
     CHECK(nxt_trainer_total_steps(r.t) == 6 && nxt_trainer_steps_per_epoch(r.t) == 1);
     for (int k = 1; k <= 6; k++) {
         CHECK(!nxt_trainer_done(r.t));
-        CHECK(OK(r.cx, nxt_trainer_step(r.t, &info)) && info.step == k && info.total_steps == 6);
-        CHECK(isfinite(info.loss) && info.grad_norm > 0 && info.trained_tokens == before.tokens);
+        CHECK(OK(r.cx, nxt_trainer_step(r.t, &info)) && info.step == k
+              && info.total_steps == 6);
+        CHECK(isfinite(info.loss) && info.grad_norm > 0
+              && info.trained_tokens == before.tokens);
         if (k == 1) CHECK(fabs(info.loss - before.loss) < 1e-6 * before.loss);
         if (k == 3) CHECK(OK(r.cx, nxt_trainer_save(r.t, scratch("trainer-3"))));
     }
@@ -624,9 +639,11 @@ static void test_trainer(void) {
     CHECK(OK(r.cx, nxt_param_read(r.m, 2, 3, 1, &a)));
     rig_down(&r);
     CHECK(exists(scratch("trainer-3"), "trainer_state.json"));
-    if (rig_up(&s, "micro/pairs.jsonl", &c) && OK(s.cx, nxt_trainer_resume(s.t, scratch("trainer-3")))) {
+    if (rig_up(&s, "micro/pairs.jsonl", &c)
+        && OK(s.cx, nxt_trainer_resume(s.t, scratch("trainer-3")))) {
         for (int k = 0; k < 3; k++) CHECK(OK(s.cx, nxt_trainer_step(s.t, &again)));
-        CHECK(again.step == 6 && again.loss == info.loss && again.num_tokens == info.num_tokens);
+        CHECK(again.step == 6 && again.loss == info.loss
+              && again.num_tokens == info.num_tokens);
         CHECK(OK(s.cx, nxt_param_read(s.m, 2, 3, 1, &b)) && a == b);
     }
     rig_down(&s);
@@ -641,19 +658,23 @@ static void test_run(void) {
     int evaluations = 0, rows = 0;
     rig r;
     if (!rig_up(&r, "micro/pairs.jsonl", &c)) return;
-    CHECK(nxt_run_create(&run, r.t, &rc, NULL) == NXT_ARGUMENT && !run); /* no output directory */
-    rc.output_dir = scratch("run"), rc.eval_data = r.d, rc.eval_when = NXT_STEPS, rc.eval_steps = 4;
+    CHECK(nxt_run_create(&run, r.t, &rc, NULL) == NXT_ARGUMENT
+          && !run); /* no output directory */
+    rc.output_dir = scratch("run"), rc.eval_data = r.d, rc.eval_when = NXT_STEPS,
+    rc.eval_steps = 4;
     rc.save_when = NXT_NEVER, rc.logging_steps = 2, rc.run_json = "{}\n";
     if (OK(r.cx, nxt_run_create(&run, r.t, &rc, NULL))) {
         while (!nxt_trainer_done(r.t) && OK(r.cx, nxt_run_step(run, &info))) {
             evaluations += info.evaluated, rows += info.logged;
-            if (info.step.step == 5) CHECK(OK(r.cx, nxt_run_checkpoint(run, &info)) && info.saved);
+            if (info.step.step == 5)
+                CHECK(OK(r.cx, nxt_run_checkpoint(run, &info)) && info.saved);
         }
         CHECK(evaluations == 2 && rows == 4 && !strcmp(info.checkpoint, ""));
         CHECK(OK(r.cx, nxt_run_last_checkpoint(r.cx, scratch("run"), last, sizeof last)));
         CHECK(strstr(last, "run/checkpoint-5") != NULL);
         CHECK(OK(r.cx, nxt_run_finish(run)));
-        CHECK(exists(scratch("run"), "model.safetensors") && exists(scratch("run"), "metrics.jsonl"));
+        CHECK(exists(scratch("run"), "model.safetensors")
+              && exists(scratch("run"), "metrics.jsonl"));
     }
     nxt_run_destroy(run);
     rig_down(&r);
@@ -738,7 +759,8 @@ static void *train_member(void *pointer) {
     if (OK(me->cx, nxt_model_load(&m, me->cx, dir))
         && OK(me->cx, nxt_dataset_from_tokens(&d, me->cx, ids, NULL, offsets, count))
         && OK(me->cx, nxt_trainer_create(&t, m, d, &c))) {
-        for (int k = 0; k < 3 && OK(me->cx, nxt_trainer_step(t, &info)); k++) me->loss[k] = info.loss;
+        for (int k = 0; k < 3 && OK(me->cx, nxt_trainer_step(t, &info)); k++)
+            me->loss[k] = info.loss;
         CHECK(OK(me->cx, nxt_param_read(m, 3, 0, 4, me->sample)));
     }
     nxt_trainer_destroy(t);
@@ -773,10 +795,11 @@ static void test_all_reduce(void) {
     }
 }
 
-/* -- The model of data/, when it is there ------------------------------------------------------------------- */
+/* -- The model of data/, when it is there -------------------------------------------------- */
 static void test_pico(void) {
     static const char story[] =
-        "One windy afternoon, Milo and Maya put on their shoes. Milo took the road to the farm. "
+        "One windy afternoon, Milo and Maya put on their shoes. Milo took the road to the "
+        "farm. "
         "Maya took the road to the castle. It was easy to see who went to the farm: Milo.";
     nxt_context *cx = plain_context();
     nxt_model *m;
@@ -808,7 +831,7 @@ static void test_pico(void) {
     nxt_context_destroy(cx);
 }
 
-/* -- The table ----------------------------------------------------------------------------------------------- */
+/* -- The table ----------------------------------------------------------------------------- */
 typedef struct test_row {
     const char *name;
     void (*run)(void);

@@ -1,5 +1,5 @@
-/* Data: which tokens, which of them trained, which examples. The tokenizer is micro.h's: a token per
- * byte but for a few merges, among them " the" (259) and "he" (258). */
+/* Data: which tokens, which of them trained, which examples. The tokenizer is micro.h's: a
+ * token per byte but for a few merges, among them " the" (259) and "he" (258). */
 
 typedef struct desk { /* a tokenizer, and a directory for files */
     nxt_context *cx;
@@ -19,14 +19,15 @@ static void desk_down(desk *k) {
     nxt_context_destroy(k->cx);
 }
 
-static nxt_status read_rows(desk *k, const char *name, const char *text, const nxt_data_config *c,
-                            nxt_dataset **d) {
+static nxt_status read_rows(desk *k, const char *name, const char *text,
+                            const nxt_data_config *c, nxt_dataset **d) {
     const char *path = text_of("%s/%s", k->dir, name);
     micro_file(k->dir, name, text);
     return nxt_dataset_from_files(d, k->tok, &path, 1, c);
 }
 
-/* An example as text: its tokens decoded, the trained ones in upper case; eos is '$', trained '!'. */
+/* An example as text: its tokens decoded, the trained ones in upper case; eos is '$',
+ * trained '!'. */
 static const char *marked(const desk *k, const nxt_dataset *d, i64 i) {
     const i32 *ids;
     const u8 *trained;
@@ -77,7 +78,8 @@ static void test_data_masks(void) {
         ROWS("a.jsonl", "{\"instruction\":\"x\",\"response\":\"z\"}", "xZ!|");
         ROWS("a.jsonl", "{\"text\":\"x\",\"target\":\"z\"}", "xZ!|");
         ROWS("a.jsonl", "{\"text\":\"x\",\"other\":\"z\"}", "X!|");
-        ROWS("a.jsonl", "{\"question\":1.50,\"answer\":true}\n{\"question\":null,\"answer\":\"q\"}",
+        ROWS("a.jsonl",
+             "{\"question\":1.50,\"answer\":true}\n{\"question\":null,\"answer\":\"q\"}",
              "1.50TRUE!|Q!|"); /* numbers as they were written */
         c.train_on_all = 1;
         ROWS("a.jsonl", "{\"question\":\"is it\",\"answer\":\" yes\"}", "IS IT YES!|");
@@ -86,14 +88,16 @@ static void test_data_masks(void) {
         c.append_eos = -1, c.text_column = "answer";
         ROWS("a.jsonl", "{\"question\":\"is it\",\"answer\":\" yes\"}", " YES!|");
         c.text_column = NULL, c.prompt_column = "a", c.completion_column = "b";
-        ROWS("a.jsonl", "{\"question\":\"is it\",\"a\":\"m\",\"b\":\"n\",\"answer\":\"c\"}", "mN!|");
+        ROWS("a.jsonl", "{\"question\":\"is it\",\"a\":\"m\",\"b\":\"n\",\"answer\":\"c\"}",
+             "mN!|");
         c.eos = 5; /* another id to end with */
         ROWS("a.jsonl", "{\"a\":\"m\",\"b\":\"n\"}", "mN\x04|");
         c = nxt_data_config_default();
         c.prompts_only = 1, c.append_eos = 0; /* what a model is asked: no answer is needed */
         ROWS("a.jsonl", "{\"question\":\"is it\",\"answer\":\" yes\"}", "IS IT|");
         c.prompt_column = "question", c.completion_column = "answer";
-        ROWS("a.jsonl", "{\"question\":\"is it\"}\n{\"question\":\"or\",\"answer\":\"x\"}", "IS IT|OR|");
+        ROWS("a.jsonl", "{\"question\":\"is it\"}\n{\"question\":\"or\",\"answer\":\"x\"}",
+             "IS IT|OR|");
         c = nxt_data_config_default();
         c.prompts_only = 1, c.append_eos = 0, c.template_text = "q: {q} a: {a}.";
         ROWS("a.jsonl", "{\"q\":\"is it\"}\n", "Q: IS IT A: |");
@@ -108,14 +112,16 @@ static void test_data_templates(void) {
     if (desk_up(&k, "templates")) {
         c.template_text = "q: {q}\na: {a}";
         ROWS("a.jsonl", "{\"q\":\"one\",\"a\":\"two\",\"z\":1}", "q: one\na: TWO!|");
-        c.template_text = "{{{q}} {{x}}{a}."; /* a brace in braces; the full stop is not trained */
+        c.template_text =
+            "{{{q}} {{x}}{a}."; /* a brace in braces; the full stop is not trained */
         ROWS("a.jsonl", "{\"q\":\"one\",\"a\":\"two\"}", "{one} {x}}TWO.!|");
         c.completion_column = "q";
         ROWS("a.jsonl", "{\"q\":\"one\",\"a\":\"two\"}", "{ONE} {x}}two.!|");
         c.template_text = "{a}{q}{q}"; /* the last of that name */
         ROWS("a.jsonl", "{\"q\":\"one\",\"a\":\"two\"}", "twooneONE!|");
         c.completion_column = "b";
-        CHECK(read_rows(&k, "a.jsonl", "{\"q\":\"1\",\"a\":\"2\"}", &c, &d) == NXT_ARGUMENT && !d);
+        CHECK(read_rows(&k, "a.jsonl", "{\"q\":\"1\",\"a\":\"2\"}", &c, &d) == NXT_ARGUMENT
+              && !d);
         CHECK(strstr(nxt_error_message(k.cx), "no placeholder for the completion: b"));
         c.completion_column = NULL, c.template_text = "{q} {";
         CHECK(read_rows(&k, "a.jsonl", "{\"q\":\"1\"}", &c, &d) == NXT_ARGUMENT);
@@ -124,22 +130,26 @@ static void test_data_templates(void) {
         CHECK(read_rows(&k, "a.jsonl", "{\"q\":\"1\"}", &c, &d) == NXT_ARGUMENT);
         c.template_text = "{q} {missing}";
         CHECK(read_rows(&k, "a.jsonl", "{\"q\":\"1\",\"a\":\"2\"}", &c, &d) == NXT_FORMAT);
-        CHECK(strstr(nxt_error_message(k.cx), "a.jsonl:1: no column \"missing\"; the columns are: q, a"));
+        CHECK(strstr(nxt_error_message(k.cx),
+                     "a.jsonl:1: no column \"missing\"; the columns are: q, a"));
     }
     desk_down(&k);
 }
 
 static void test_data_columns_refused(void) {
-    static const struct { const char *rows, *phrase; } bad[] = {
+    static const struct { const char *rows, *phrase;
+    } bad[] = {
         {"{\"body\":\"x\",\"title\":\"y\"}", "a.jsonl:1: no column that is known"},
         {"{\"body\":\"x\",\"title\":\"y\"}", "the columns are: body, title"},
         {"{}", "the columns are: (none)"},
         {"{\"text\":\"x\"}\n\n{\"body\":\"y\"}", "a.jsonl:3: no column \"text\""},
-        {"{\"text\":\"x\"}\n{\"text\":[1]}", "a.jsonl:2: not a text or a number: column \"text\""},
+        {"{\"text\":\"x\"}\n{\"text\":[1]}",
+         "a.jsonl:2: not a text or a number: column \"text\""},
         {"{\"text\":\"x\"}\n[1]", "a.jsonl:2: the row is not an object"},
         {"{\"text\":\"x\"}\n{\"text\":\"y\"", "a.jsonl:2:12: the text ends too early"},
         {"{\"text\":\"x\"}\n{\"text\":\"\xff\"}", "a.jsonl:2:10: invalid UTF-8"},
-        {"", "no data"}, {"\n \n", "no data"},
+        {"", "no data"},
+        {"\n \n", "no data"},
     };
     desk k;
     nxt_data_config c = nxt_data_config_default();
@@ -147,13 +157,16 @@ static void test_data_columns_refused(void) {
     if (desk_up(&k, "columns")) {
         for (i64 i = 0; i < COUNT(bad); i++) {
             const nxt_status status = read_rows(&k, "a.jsonl", bad[i].rows, &c, &d);
-            const bool good = status != NXT_OK && !d && strstr(nxt_error_message(k.cx), bad[i].phrase);
+            const bool good =
+                status != NXT_OK && !d && strstr(nxt_error_message(k.cx), bad[i].phrase);
             if (!good) printf("  row %d: %s\n", (int)i, nxt_error_message(k.cx));
             CHECK(good);
         }
         c.skip_bad_lines = 1;
-        CHECK(OK(k.cx, read_rows(&k, "a.jsonl", "{\"text\":\"x\"}\n{\"text\":\n{\"no\":1}\nzzz\n"
-                                 "{\"text\":\"y\"}\n", &c, &d)));
+        CHECK(OK(k.cx, read_rows(&k, "a.jsonl",
+                                 "{\"text\":\"x\"}\n{\"text\":\n{\"no\":1}\nzzz\n"
+                                 "{\"text\":\"y\"}\n",
+                                 &c, &d)));
         CHECK(d && d->info.bad_lines == 3 && d->info.examples == 2);
         nxt_dataset_destroy(d);
         CHECK(read_rows(&k, "a.parquet", "PAR1", &c, &d) == NXT_UNSUPPORTED && !d);
@@ -179,9 +192,11 @@ static void test_data_bad_rows(void) {
     nxt_data_config c = nxt_data_config_default();
     if (desk_up(&k, "bad")) {
         c.skip_bad_lines = 1;
-        ROWS("a.jsonl", "{\"foo\":1}\n{\"text\":\"a b\"}\n", "A B!|"); /* before columns are chosen */
+        ROWS("a.jsonl", "{\"foo\":1}\n{\"text\":\"a b\"}\n",
+             "A B!|"); /* before columns are chosen */
         c.truncation = NXT_TRUNCATE_ERROR, c.max_length = 8;
-        ROWS("a.jsonl", "{\"text\":\"ccccccccccccccccc\"}\n{\"text\":\"b\"}\n{\"text\":\"c\"}\n",
+        ROWS("a.jsonl",
+             "{\"text\":\"ccccccccccccccccc\"}\n{\"text\":\"b\"}\n{\"text\":\"c\"}\n",
              "B!|C!|");
         c.truncation = NXT_TRUNCATE_AUTO;
         ROWS("a.json", "[{\"text\":\"a\"},{\"body\":\"x\"},7,{\"text\":\"b\"}]", "A!|B!|");
@@ -221,9 +236,12 @@ static void test_data_files(void) {
         ROWS("a.txt", "\xef\xbb\xbfone\n", "ONE!|"); /* a byte order mark is no text */
         ROWS("a.jsonl", "\xef\xbb\xbf{\"text\":\"one\"}\r\n\r\n{\"text\":\"\"}\n", "ONE!|!|");
         ROWS("a.json", "[{\"text\":\"one\"},\n{\"text\":\"two\"}]", "ONE!|TWO!|");
-        ROWS("a.json", "{\"rows\":[{\"row_idx\":0,\"row\":{\"question\":\"q\",\"answer\":\"w\"}},"
-             "{\"row\":{\"question\":\"k\",\"answer\":\"r\"}}]}", "qW!|kR!|");
-        ROWS("a.json", "\xef\xbb\xbf[{\"row\": 3, \"text\": \"abc\"}]", "ABC!|"); /* a column's name */
+        ROWS("a.json",
+             "{\"rows\":[{\"row_idx\":0,\"row\":{\"question\":\"q\",\"answer\":\"w\"}},"
+             "{\"row\":{\"question\":\"k\",\"answer\":\"r\"}}]}",
+             "qW!|kR!|");
+        ROWS("a.json", "\xef\xbb\xbf[{\"row\": 3, \"text\": \"abc\"}]",
+             "ABC!|"); /* a column's name */
         c.max_samples = 2;
         ROWS("a.txt", "a\nb\nc\n", "A!|B!|");
         ROWS("a.json", "[{\"text\":\"a\"},{\"text\":\"b\"},{\"text\":\"c\"}]", "A!|B!|");
@@ -242,7 +260,8 @@ static void test_data_truncation(void) {
         c.max_length = 6; /* 9, 7 and 2 tokens, and an eos each */
         ROWS("a.jsonl", rows, "ef123!|b12345|a1!|"); /* the second's end does not fit */
         CHECK(OK(k.cx, read_rows(&k, "a.jsonl", rows, &c, &d)));
-        CHECK(d->info.truncated == 2 && d->info.completions_cut == 1 && d->info.ends_in_eos == 2);
+        CHECK(d->info.truncated == 2 && d->info.completions_cut == 1
+              && d->info.ends_in_eos == 2);
         CHECK(d->info.longest == 6 && d->info.has_completions && d->info.untrained == 0);
         nxt_dataset_destroy(d);
         c.truncation = NXT_TRUNCATE_RIGHT;
@@ -279,7 +298,8 @@ static void test_data_blocks(void) {
             n = 0;
             for (int f = 0; f < 2; f++) {
                 const char *text = f ? two : one;
-                CHECK(OK(k.cx, nxt_encode(k.tok, text, strlen(text), want + n, NULL, 100, &more)));
+                CHECK(OK(k.cx,
+                         nxt_encode(k.tok, text, strlen(text), want + n, NULL, 100, &more)));
                 n += more;
                 if (eos) want[n++] = 0;
             }
@@ -295,7 +315,8 @@ static void test_data_blocks(void) {
             nxt_dataset_destroy(d);
         }
         c.append_eos = -1, c.block_size = 4; /* rows of pairs: each keeps its mask */
-        ROWS("b.jsonl", "{\"question\":\"abc\",\"answer\":\"xy\"}\n{\"question\":\"d\",\"answer\":\"z\"}",
+        ROWS("b.jsonl",
+             "{\"question\":\"abc\",\"answer\":\"xy\"}\n{\"question\":\"d\",\"answer\":\"z\"}",
              "abcX|");
     }
     desk_down(&k);
@@ -313,7 +334,8 @@ static void test_data_untrained(void) {
                                  "{\"question\":\"ab\",\"answer\":\"cd\"}\n", &c, &d)));
         nxt_dataset_describe(d, &info); /* the first token of a sequence is never predicted */
         CHECK(info.untrained == 2 && info.trained_tokens == 2 && info.tokens == 7);
-        CHECK(info.rows == 3 && info.examples == 3 && !strcmp(info.columns, "question + answer"));
+        CHECK(info.rows == 3 && info.examples == 3
+              && !strcmp(info.columns, "question + answer"));
         nxt_dataset_destroy(d);
         CHECK(OK(k.cx, read_rows(&k, "a.txt", "x", &c, &d)));
         nxt_dataset_describe(d, &info);
@@ -330,7 +352,7 @@ static void test_data_untrained(void) {
     desk_down(&k);
 }
 
-/* -- Splits and orders ------------------------------------------------------------------------------------ */
+/* -- Splits and orders --------------------------------------------------------------------- */
 static void test_data_split(void) {
     desk k;
     nxt_data_config c = nxt_data_config_default();
@@ -344,7 +366,8 @@ static void test_data_split(void) {
             int seen[100] = {0};
             if (!OK(k.cx, read_rows(&k, "a.jsonl", rows, &c, &d))) break;
             CHECK(OK(k.cx, nxt_dataset_split(d, 0.137, turn == 2 ? 8 : 9, &held)));
-            CHECK(held && held->info.examples == 13 && d->info.examples == 87); /* floor(13.7) */
+            CHECK(held && held->info.examples == 13
+                  && d->info.examples == 87); /* floor(13.7) */
             CHECK(held && held->info.ends_in_eos == 13 && d->info.ends_in_eos == 87);
             for (int part = 0; part < 2 && held; part++) {
                 const nxt_dataset *p = part ? held : d;
@@ -369,11 +392,13 @@ static void test_data_split(void) {
             nxt_dataset *back = NULL; /* what was written reads as what was held out */
             CHECK(OK(k.cx, nxt_dataset_from_files(&back, k.tok, &path, 1, &c)));
             CHECK(back && back->info.examples == 13 && back->info.tokens == held->info.tokens
-                  && !memcmp(back->ids, held->ids, (size_t)held->info.tokens * sizeof *held->ids));
+                  && !memcmp(back->ids, held->ids,
+                             (size_t)held->info.tokens * sizeof *held->ids));
             nxt_dataset_destroy(back);
             CHECK(nxt_dataset_split(held, 0, 1, &back) == NXT_ARGUMENT && !back);
             CHECK(nxt_dataset_split(held, 1, 1, &back) == NXT_ARGUMENT);
-            CHECK(OK(k.cx, nxt_dataset_split(held, 1e-9, 1, &back)) && back->info.examples == 1);
+            CHECK(OK(k.cx, nxt_dataset_split(held, 1e-9, 1, &back))
+                  && back->info.examples == 1);
             nxt_dataset_destroy(back);
             nxt_dataset_destroy(held);
             nxt_dataset_destroy(d);
@@ -384,14 +409,17 @@ static void test_data_split(void) {
 
 /* Rows are written as they were read, whatever the file. */
 static void test_data_write_rows(void) {
-    static const struct { const char *file, *rows, *want; } forms[] = {
+    static const struct { const char *file, *rows, *want;
+    } forms[] = {
         {"a.jsonl", "{\"text\" : \"\\u00e9\", \"n\":1.50}\r\n\n{\"text\":\"b\"}",
          "{\"text\" : \"\\u00e9\", \"n\":1.50}\n{\"text\":\"b\"}\n"},
-        {"a.txt", "one \"1\"\r\n\ntwo\n", "{\"text\": \"one \\\"1\\\"\"}\n{\"text\": \"two\"}\n"},
+        {"a.txt", "one \"1\"\r\n\ntwo\n",
+         "{\"text\": \"one \\\"1\\\"\"}\n{\"text\": \"two\"}\n"},
         {"a.json", "[{\"text\":\"x\"}, {\"text\":\"y\",\"k\":[1,2]}]",
          "{\"text\": \"x\"}\n{\"text\": \"y\", \"k\": [1, 2]}\n"},
         {"a.json", "{\"rows\":[{\"row\":{\"text\":\"x\"}}]}", "{\"text\": \"x\"}\n"},
-        {"a.json", "\xef\xbb\xbf[{\"text\":\"x\",\"row\":1}]", "{\"text\": \"x\", \"row\": 1}\n"},
+        {"a.json", "\xef\xbb\xbf[{\"text\":\"x\",\"row\":1}]",
+         "{\"text\": \"x\", \"row\": 1}\n"},
     };
     desk k;
     nxt_data_config c = nxt_data_config_default();
@@ -424,7 +452,8 @@ static void test_shuffle(void) {
                 if (to < n) hit[to] = 1;
             }
         }
-    /* a place is as likely as another, in small sets too; chance exceeds this once in 10^5 times */
+    /* a place is as likely as another, in small sets too; chance exceeds this once in 10^5
+     * times */
     static const u64 small[] = {3, 5, 10, 40};
     for (i64 s = 0; s < COUNT(small); s++)
         for (u64 i = 0; i < small[s]; i++) {
@@ -472,7 +501,8 @@ static void test_data_tokens(void) {
         many[3] = 0;
         CHECK(OK(cx, nxt_dataset_from_tokens(&d, cx, many, NULL, whole, 1)));
         CHECK(nxt_forward(m, d, 0, 1, &loss) == NXT_ARGUMENT);
-        CHECK(strstr(nxt_error_message(cx), "65 tokens is longer than the model's 64 positions"));
+        CHECK(
+            strstr(nxt_error_message(cx), "65 tokens is longer than the model's 64 positions"));
         nxt_dataset_destroy(d);
     }
     nxt_model_destroy(m);

@@ -1,12 +1,12 @@
-/* The operations of §6, each against a formula in double precision that is written here a second
- * time: forward element by element, backward by central differences of that formula. Every CPU
- * level is held to the same formulas at odd shapes, to the reference's results where differences
- * would take too long, and to its own bits with another number of threads. --seed=N draws other
- * shapes and numbers.
+/* The operations of §6, each against a formula in double precision that is written here a
+ * second time: forward element by element, backward by central differences of that formula.
+ * Every CPU level is held to the same formulas at odd shapes, to the reference's results
+ * where differences would take too long, and to its own bits with another number of threads.
+ * --seed=N draws other shapes and numbers.
  *
- * Every matrix lies on a sheet: a piece of memory at an odd place whose cells outside the view
- * hold NaN. A kernel that reads beyond its view spoils its result; one that writes there, or into
- * an input, is found when the sheets are looked at again (I5). */
+ * Every matrix lies on a sheet: a piece of memory at an odd place whose cells outside the
+ * view hold NaN. A kernel that reads beyond its view spoils its result; one that writes
+ * there, or into an input, is found when the sheets are looked at again (I5). */
 enum { SHEETS = 48, SHEET_MARGIN = 70, KEPT = 96 };
 
 typedef struct sheet {
@@ -68,7 +68,9 @@ static mat new_sheet(i64 rows, i64 cols, dtype type, bool output, bool filled) {
     return s->m;
 }
 
-static mat input_of(i64 rows, i64 cols, dtype type) { return new_sheet(rows, cols, type, 0, 1); }
+static mat input_of(i64 rows, i64 cols, dtype type) {
+    return new_sheet(rows, cols, type, 0, 1);
+}
 static mat input(i64 rows, i64 cols) { return input_of(rows, cols, F32); }
 static mat output(i64 rows, i64 cols) { return new_sheet(rows, cols, F32, true, false); }
 static mat sum_into(i64 rows, i64 cols) { return new_sheet(rows, cols, F32, true, true); }
@@ -228,7 +230,7 @@ static i32 *random_ids(i64 n, i64 below) {
     return ids;
 }
 
-/* -- Numbers: every half, and what lies between two of them --------------------------------- */
+/* -- Numbers: every half, and what lies between two of them -------------------------------- */
 static void check_halves(float (*widen)(u16), u16 (*narrow)(float), u16 infinity) {
     for (u32 h = 0; h < 0x10000; h++) {
         const float x = widen((u16)h);
@@ -263,9 +265,10 @@ static void test_numbers(void) {
     CHECK(f32_to_f16(1e-8f) == 0 && f32_to_f16(-1e-8f) == 0x8000);
 }
 
-/* -- Embedding ------------------------------------------------------------------------------- */
+/* -- Embedding ----------------------------------------------------------------------------- */
 static void check_embed(nxt_context *cx, int round) {
-    const i64 more = large_round(round) ? 8 : 1, N = between(1, 40 * more), C = between(1, 70 * more);
+    const i64 more = large_round(round) ? 8 : 1, N = between(1, 40 * more),
+              C = between(1, 70 * more);
     const i64 V = between(1, 30), T = between(1, 20);
     const bool positions = between(0, 1);
     const mat wte = input_of(V, C, (dtype)(round % 3)), y = output(N, C), dy = input(N, C);
@@ -277,7 +280,8 @@ static void check_embed(nxt_context *cx, int round) {
     cx->ops->embed_fwd(cx->device, y, wte, wpe, ids, pos);
     for (i64 n = 0; n < N; n++)
         for (i64 c = 0; c < C; c++) {
-            want[n * C + c] = element(wte, ids[n], c) + (positions ? element(wpe, pos[n], c) : 0);
+            want[n * C + c] =
+                element(wte, ids[n], c) + (positions ? element(wpe, pos[n], c) : 0);
             dw[ids[n] * C + c] += element(dy, n, c);
             dp[pos[n] * C + c] += element(dy, n, c);
         }
@@ -290,7 +294,7 @@ static void check_embed(nxt_context *cx, int round) {
 
 static void test_op_embed(void) { at_every_level(check_embed, 12); }
 
-/* -- Norms ------------------------------------------------------------------------------------- */
+/* -- Norms --------------------------------------------------------------------------------- */
 typedef struct norm_problem {
     i64 N, C;
     double *x, *w, *b, *dy, *y, *stats;
@@ -325,7 +329,8 @@ static void check_norm(nxt_context *cx, int round) {
     const bool bias = kind == NXT_LAYER_NORM, frozen = round % 7 == 6;
     mat x = input(N, C), w = input(1, C), b = bias ? input(1, C) : no_mat(), dy = input(N, C);
     mat y = output(N, C), stats = output(N, 2), dx = sum_into(N, C);
-    mat dw = frozen ? no_mat() : sum_into(1, C), db = frozen || !bias ? no_mat() : sum_into(1, C);
+    mat dw = frozen ? no_mat() : sum_into(1, C),
+        db = frozen || !bias ? no_mat() : sum_into(1, C);
     const double offset = round == 2 ? 100 : 0; /* a mean far from zero */
     for (i64 n = 0; n < N; n++)
         for (i64 c = 0; c < C; c++) put(x, n, c, element(x, n, c) + offset);
@@ -354,7 +359,7 @@ static void check_norm(nxt_context *cx, int round) {
 
 static void test_op_norm(void) { at_every_level(check_norm, 15); }
 
-/* -- Matrix product ------------------------------------------------------------------------------ */
+/* -- Matrix product ------------------------------------------------------------------------ */
 static void check_matmul(nxt_context *cx, int round) {
     static const int sizes[] = {1, 2, 3, 4, 5, 7, 8, 9, 13, 15, 16, 17, 31, 33, 47, 63, 65, 97};
     static const float betas[] = {0, 1, 0.5f};
@@ -385,7 +390,8 @@ static void check_matmul(nxt_context *cx, int round) {
         for (i64 j = 0; j < N; j++) {
             double sum = 0, size = 0;
             for (i64 k = 0; k < K; k++) {
-                const double term = x[ta ? k * M + i : i * K + k] * y[tb ? j * K + k : k * N + j];
+                const double term =
+                    x[ta ? k * M + i : i * K + k] * y[tb ? j * K + k : k * N + j];
                 sum += term, size += fabs(term);
             }
             const double old = beta == 0 ? 0 : (double)beta * before[i * N + j];
@@ -413,13 +419,13 @@ static void check_bias(nxt_context *cx, int round) {
 
 static void test_op_bias(void) { at_every_level(check_bias, 12); }
 
-/* -- Heads: views of projections as models have them ----------------------------------------------- */
+/* -- Heads: views of projections as models have them --------------------------------------- */
 typedef struct head_views {
     heads q, k, v;
 } head_views;
 
-/* layout 0: interleaved per head (needs as many key heads); 1: q, k and v side by side. The width
- * of the matrix: */
+/* layout 0: interleaved per head (needs as many key heads); 1: q, k and v side by side. The
+ * width of the matrix: */
 static i64 views_width(int layout, i64 H, i64 G, i64 D) {
     return layout == 0 ? 3 * H * D : (H + 2 * G) * D;
 }
@@ -448,7 +454,8 @@ static void check_rope(nxt_context *cx, int round) {
         for (i64 h = 0; h < H; h++)
             for (int i = 0; i < pairs; i++) { /* the second view: it begins at column D */
                 double *v = want + n * m.cols + h * 3 * D + D + i, a = v[0], b = v[pairs];
-                const double angle = (double)((float)pos[n] * freq[i]); /* f32, as in the models */
+                const double angle =
+                    (double)((float)pos[n] * freq[i]); /* f32, as in the models */
                 v[0] = a * cos(angle) - b * sin(angle);
                 v[pairs] = b * cos(angle) + a * sin(angle);
             }
@@ -461,7 +468,7 @@ static void check_rope(nxt_context *cx, int round) {
 
 static void test_op_rope(void) { at_every_level(check_rope, 15); }
 
-/* -- Attention ----------------------------------------------------------------------------------------- */
+/* -- Attention ----------------------------------------------------------------------------- */
 typedef struct attention_problem {
     i64 N, M, H, G, D; /* query rows, key rows, heads, key heads, head size */
     double *q, *k, *v, *dy, *y, *lse;
@@ -550,7 +557,8 @@ static void check_attention(nxt_context *cx, int round) {
                            .y = zeros(N * H * D), .lse = zeros(N * H), .first = first,
                            .last = last, .scale = scale};
     attention_formula(&p);
-    const double tolerance = scale > 1 ? 2e-5 : 3e-6; /* scores of 40: their rounding grows too */
+    const double tolerance =
+        scale > 1 ? 2e-5 : 3e-6; /* scores of 40: their rounding grows too */
     agree_mat("y", o.y, p.y, tolerance);
     agree_mat("lse", o.lse, p.lse, 1e-6);
     if (!large && scale <= 1) {
@@ -575,7 +583,8 @@ static void check_attention_cache(nxt_context *cx, int round) {
     head_views x = views_in(q, 0, H, H, D);
     i32 *first = random_ids(N, slabs), *last = random_ids(N, slab);
     for (i64 n = 0; n < N; n++) first[n] *= (i32)slab, last[n] += first[n];
-    for (i64 j = 0; j < M; j++) { /* rows that nobody sees were never written: they hold anything */
+    for (i64 j = 0; j < M;
+         j++) { /* rows that nobody sees were never written: they hold anything */
         bool seen = false;
         for (i64 n = 0; n < N; n++) seen |= first[n] <= j && j <= last[n];
         for (i64 c = 0; c < H * D && !seen; c++) put(k, j, c, NAN), put(v, j, c, NAN);
@@ -596,11 +605,12 @@ static void check_attention_cache(nxt_context *cx, int round) {
 
 static void test_op_attention_cache(void) { at_every_level(check_attention_cache, 16); }
 
-/* -- Activations ------------------------------------------------------------------------------------------ */
+/* -- Activations --------------------------------------------------------------------------- */
 static double act_formula(double x, nxt_act_kind kind) {
     switch (kind) {
     case NXT_GELU: return x * 0.5 * erfc(-x / sqrt(2));
-    case NXT_GELU_TANH: return 0.5 * x * (1 + tanh(sqrt(2 / acos(-1)) * (x + 0.044715 * x * x * x)));
+    case NXT_GELU_TANH:
+        return 0.5 * x * (1 + tanh(sqrt(2 / acos(-1)) * (x + 0.044715 * x * x * x)));
     case NXT_GELU_FAST: return 0.5 * x * (1 + tanh(0.7978845608 * x * (1 + 0.044715 * x * x)));
     case NXT_RELU: return fmax(x, 0);
     default: return x / (1 + exp(-x));
@@ -647,7 +657,7 @@ static void check_act(nxt_context *cx, int round) {
 
 static void test_op_act(void) { at_every_level(check_act, 25); }
 
-/* -- Rows: sums, copies, types ------------------------------------------------------------------------------ */
+/* -- Rows: sums, copies, types ------------------------------------------------------------- */
 static void check_rows(nxt_context *cx, int round) {
     const i64 more = large_round(round) ? 5 : 1;
     const i64 N = between(1, 30 * more), M = between(1, 30 * more), C = between(1, 150 * more);
@@ -662,7 +672,8 @@ static void check_rows(nxt_context *cx, int round) {
                  + (three ? element(c, i / C, i % C) : 0);
     cx->ops->add(cx->device, y, a, b, c);
     agree_mat("add", y, sum, 2e-7);
-    for (i64 i = 0; i < N * C; i++) sum[i] += element(inout, i / C, i % C) - element(b, i / C, i % C);
+    for (i64 i = 0; i < N * C; i++)
+        sum[i] += element(inout, i / C, i % C) - element(b, i / C, i % C);
     if (round % 2) cx->ops->add(cx->device, inout, inout, a, c);
     else cx->ops->add(cx->device, inout, a, inout, c);
     agree_mat("add in place", inout, sum, 2e-7);
@@ -671,7 +682,8 @@ static void check_rows(nxt_context *cx, int round) {
     cx->ops->gather(cx->device, gathered, a, rows);
     for (i64 i = 0; i < M * C; i++)
         if (element(gathered, i / C, i % C) != element(a, rows[i / C], i % C)) {
-            complain("gather", i, element(gathered, i / C, i % C), element(a, rows[i / C], i % C));
+            complain("gather", i, element(gathered, i / C, i % C),
+                     element(a, rows[i / C], i % C));
             break;
         }
     const i64 turn = between(0, N + M - 1); /* N of the N + M rows, each once */
@@ -682,7 +694,8 @@ static void check_rows(nxt_context *cx, int round) {
         const i64 n = (r - turn + N + M) % (N + M); /* the row that went to r, if below N */
         for (i64 k = 0; k < C; k++) {
             const float want = n < N ? element(a, n, k) : element(was(wide), r, k);
-            if (element(wide, r, k) != want) complain("scatter", r * C + k, element(wide, r, k), want);
+            if (element(wide, r, k) != want)
+                complain("scatter", r * C + k, element(wide, r, k), want);
         }
     }
     cx->ops->fill(cx->device, filled, round % 3 ? 0 : -1.5f);
@@ -738,7 +751,7 @@ static void check_convert(nxt_context *cx, int round) {
 
 static void test_op_convert(void) { at_every_level(check_convert, 18); }
 
-/* -- Cross-entropy -------------------------------------------------------------------------------------------- */
+/* -- Cross-entropy ------------------------------------------------------------------------- */
 typedef struct xent_problem {
     i64 N, V;
     double *z, *loss;
@@ -783,13 +796,14 @@ static void check_xent(nxt_context *cx, int round) {
         for (i64 i = 0; i < V; i++) sum += got[n * V + i];
         if (!(fabs(sum) < 1e-5)) complain("the sum of a row's gradient", n, sum, 0);
         for (i64 i = 0; i < V && label[n] < 0; i++)
-            if (got[n * V + i] != 0) complain("a row that is not trained", n, got[n * V + i], 0);
+            if (got[n * V + i] != 0)
+                complain("a row that is not trained", n, got[n * V + i], 0);
     }
 }
 
 static void test_op_xent(void) { at_every_level(check_xent, 16); }
 
-/* -- The optimizer ---------------------------------------------------------------------------------------------- */
+/* -- The optimizer ------------------------------------------------------------------------- */
 static void check_adamw(nxt_context *cx, int round) {
     const i64 n = round % 9 == 8 ? 20000 + between(0, 99) : between(1, 70);
     mat w = sum_into(1, n), g = input(1, n), m = sum_into(1, n), v = sum_into(1, n);

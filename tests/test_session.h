@@ -28,7 +28,8 @@ static bool talk_up(talk *t, const char *name, const char *more) {
     const char *dir = micro_model(cx, name, more, "f16");
     nxt_context_destroy(cx);
     *t = (talk){.cx = context_with(NULL, 1)};
-    t->all_a = malloc(sizeof(float) * LONG_PROMPT * V_), t->all_b = malloc(sizeof(float) * SHORT_PROMPT * V_);
+    t->all_a = malloc(sizeof(float) * LONG_PROMPT * V_),
+    t->all_b = malloc(sizeof(float) * SHORT_PROMPT * V_);
     for (int i = 0; i < LONG_PROMPT; i++) t->a[i] = (i32)(mix64((u64)i) % V_);
     for (int i = 0; i < SHORT_PROMPT; i++) t->b[i] = (i32)(mix64((u64)i + 999) % V_);
     return OK(t->cx, nxt_model_load(&t->m, t->cx, dir))
@@ -45,9 +46,9 @@ static void talk_down(talk *t) {
 }
 
 static const char long_positions[] = ", \"max_position_embeddings\": 800";
-static const char sequential[] =
-    ", \"max_position_embeddings\": 800, \"use_parallel_residual\": false, \"rotary_pct\": 1.0, "
-    "\"tie_word_embeddings\": true, \"hidden_act\": \"gelu_new\"";
+static const char sequential[] = ", \"max_position_embeddings\": 800, "
+                                 "\"use_parallel_residual\": false, \"rotary_pct\": 1.0, "
+                                 "\"tie_word_embeddings\": true, \"hidden_act\": \"gelu_new\"";
 
 static bool near_row(const float *logits, const float *all, i64 row) {
     return largest_difference(logits, all + row * V_, V_) < 1e-5;
@@ -67,7 +68,8 @@ static void check_session(const char *name, const char *more) {
             CHECK(OK(t.cx, nxt_session_feed(s, &(nxt_feed){1, t.b + i, 1}, 1, logits)));
             CHECK(near_row(logits, t.all_b, i));
         }
-        /* side by side, in pieces that do not match, the first to end in the middle of a pass */
+        /* side by side, in pieces that do not match, the first to end in the middle of a
+         * pass */
         for (int k = 0; k < 3; k++) nxt_session_rewind(s, k, 0);
         CHECK(nxt_session_length(s, 0) == 0 && nxt_session_length(s, 1) == 0);
         const nxt_feed first[] = {{2, t.a, 300}, {0, t.b, 20}, {1, t.a, 5}};
@@ -129,7 +131,7 @@ static void test_session_refused(void) {
     talk_down(&t);
 }
 
-/* -- Sampling ---------------------------------------------------------------------------------------------- */
+/* -- Sampling ------------------------------------------------------------------------------ */
 enum { CHOICES = 7, DRAWS = 20000 };
 static const float sample_logits[CHOICES] = {0.5f, 2, -1, 1.25f, -INFINITY, 0.75f, 2};
 
@@ -142,8 +144,9 @@ static i32 sample_once(nxt_context *cx, const nxt_sample_config *c, u64 stream, 
     return token;
 }
 
-/* How far 20,000 draws are from their probabilities: Pearson's statistic, which exceeds 30 once in
- * ten thousand times at six degrees of freedom. The seed is fixed, so the answer is, too. */
+/* How far 20,000 draws are from their probabilities: Pearson's statistic, which exceeds 30
+ * once in ten thousand times at six degrees of freedom. The seed is fixed, so the answer is,
+ * too. */
 static double pearson(nxt_context *cx, const nxt_sample_config *c, const double *weight) {
     i32 seen[1] = {0};
     int count[CHOICES] = {0};
@@ -265,7 +268,7 @@ static void test_sample_large(void) {
     nxt_context_destroy(cx);
 }
 
-/* -- Text --------------------------------------------------------------------------------------------------- */
+/* -- Text ---------------------------------------------------------------------------------- */
 static void test_utf8_whole(void) {
     static const struct { const char *text; size_t n, whole; } rows[] = {
         {"", 0, 0}, {"a", 1, 1}, {"ab\xc3\xa9", 4, 4}, {"ab\xc3\xa9", 3, 2},

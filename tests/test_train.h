@@ -1,5 +1,5 @@
-/* Properties of training: what must not change the bits, what must survive a kill, a full disk, a
- * refused allocation. The models are those of micro.h. */
+/* Properties of training: what must not change the bits, what must survive a kill, a full
+ * disk, a refused allocation. The models are those of micro.h. */
 #include <signal.h>
 #include <sys/wait.h>
 
@@ -26,8 +26,8 @@ static const char *micro_model(nxt_context *cx, const char *name, const char *mo
     return model;
 }
 
-/* Sequences of 2 to `longest` random tokens; the beginning of some, and all of every seventh, is
- * not trained. */
+/* Sequences of 2 to `longest` random tokens; the beginning of some, and all of every
+ * seventh, is not trained. */
 static nxt_dataset *random_data(nxt_context *cx, i64 count, i64 longest, u64 key) {
     i64 *offset = calloc((size_t)count + 1, sizeof *offset), n = 0;
     i32 *ids = calloc((size_t)(count * longest), sizeof *ids);
@@ -116,7 +116,7 @@ static bool same_files(const char *a, const char *b) {
     return same;
 }
 
-/* -- Bits ---------------------------------------------------------------------------------------- */
+/* -- Bits ---------------------------------------------------------------------------------- */
 static void test_train_threads(void) {
     static const int threads[] = {1, 2, 5};
     /* large enough that every kernel cuts its work */
@@ -125,7 +125,8 @@ static void test_train_threads(void) {
     nxt_context *cx = test_context();
     const char *dir = micro_model(cx, "threads", more, "f32");
     nxt_context_destroy(cx);
-    /* on a busy machine threads wait for each other: other levels are left to the operations' tests */
+    /* on a busy machine threads wait for each other: other levels are left to the
+     * operations' tests */
     for (int level = cpu_level(); level >= (long_run && cpu_level() ? 1 : cpu_level());
          level--) {
         u64 digest[3] = {0};
@@ -145,8 +146,8 @@ static void test_train_threads(void) {
     }
 }
 
-/* One step of eight sequences, however it is cut into micro-batches. Epsilon is large because Adam
- * makes a whole step of a gradient that is nothing but rounding. */
+/* One step of eight sequences, however it is cut into micro-batches. Epsilon is large
+ * because Adam makes a whole step of a gradient that is nothing but rounding. */
 static void test_train_accumulation(void) {
     nxt_context *cx = test_context();
     const char *dir = micro_model(cx, "accumulation", "", "f32");
@@ -258,14 +259,17 @@ static void test_train_resume_refused(void) {
         }
         rig_down(&r);
     }
-    for (int k = 0; k < 4; k++) { /* one trainer each: after a failure it can only be destroyed */
+    for (int k = 0; k < 4;
+         k++) { /* one trainer each: after a failure it can only be destroyed */
         if (!rig_up(&r, dir, NULL, 1, &c)) break;
-        if (k == 0) CHECK(nxt_trainer_resume(r.t, dir) == NXT_IO); /* a model, not a checkpoint */
+        if (k == 0)
+            CHECK(nxt_trainer_resume(r.t, dir) == NXT_IO); /* a model, not a checkpoint */
         if (k == 1) ((i32 *)r.d->ids)[2] ^= 1; /* other data */
         if (k == 1) CHECK(nxt_trainer_resume(r.t, saved) == NXT_ARGUMENT);
         if (k == 2) unlink(text_of("%s/optimizer.safetensors", saved));
         if (k == 2) CHECK(nxt_trainer_resume(r.t, saved) == NXT_IO);
-        if (k == 2) CHECK(strstr(nxt_error_message(r.cx), "optimizer.safetensors: cannot open"));
+        if (k == 2)
+            CHECK(strstr(nxt_error_message(r.cx), "optimizer.safetensors: cannot open"));
         if (k == 3) micro_file(saved, "trainer_state.json", "{\"global_step\": 2}");
         if (k == 3) CHECK(nxt_trainer_resume(r.t, saved) == NXT_FORMAT);
         rig_down(&r);
@@ -273,7 +277,7 @@ static void test_train_resume_refused(void) {
     nxt_context_destroy(cx);
 }
 
-/* -- Runs -------------------------------------------------------------------------------------------- */
+/* -- Runs ---------------------------------------------------------------------------------- */
 typedef struct run_plan {
     const char *model, *out, *resume;
     int steps;       /* 0: to the end, and finish */
@@ -282,7 +286,8 @@ typedef struct run_plan {
 } run_plan;
 
 static run_plan plan_run(const char *model, const char *out) {
-    run_plan p = {.model = model, .out = out, .c = nxt_run_config_default(), .t = micro_training()};
+    run_plan p = {
+        .model = model, .out = out, .c = nxt_run_config_default(), .t = micro_training()};
     p.c.output_dir = out, p.c.eval_when = p.c.save_when = NXT_STEPS;
     p.c.logging_steps = 3, p.c.eval_steps = 4, p.c.save_steps = 5;
     return p;
@@ -348,7 +353,8 @@ static void test_run_resume(void) {
     CHECK(do_run(&resumed));
     char *ours = timeless_metrics(a, &rows_a), *theirs = timeless_metrics(b, &rows_b);
     CHECK(rows_a == 4 + 3 + 1 && rows_a == rows_b); /* logs, evaluations, the last row */
-    CHECK(strstr(ours, "loss=") && strstr(ours, "eval_perplexity=") && strstr(ours, "total_flos="));
+    CHECK(strstr(ours, "loss=") && strstr(ours, "eval_perplexity=")
+          && strstr(ours, "total_flos="));
     if (strcmp(ours, theirs)) printf("-- straight\n%s-- resumed\n%s", ours, theirs);
     CHECK(!strcmp(ours, theirs));
     CHECK(same_files(text_of("%s/model.safetensors", a), text_of("%s/model.safetensors", b)));
@@ -373,7 +379,8 @@ static void test_run_metrics(void) {
     rig r;
     double loss = 0, tokens = 0;
     int rows = 0;
-    c.output_dir = out, c.logging_steps = 5, c.save_when = NXT_NEVER, c.run_json = "{\"a\": 1}\n";
+    c.output_dir = out, c.logging_steps = 5, c.save_when = NXT_NEVER,
+    c.run_json = "{\"a\": 1}\n";
     if (rig_up(&r, model, NULL, 1, &t) && OK(r.cx, nxt_run_create(&run, r.t, &c, NULL)))
         for (int k = 1; k <= 12 && OK(r.cx, nxt_run_step(run, &info)); k++) {
             loss += info.step.loss * (double)info.step.trained_tokens;
@@ -406,7 +413,8 @@ static void test_run_best(void) {
     run_plan p = plan_run(model, out);
     i64 rows;
     p.t.learning_rate = 2, p.t.warmup_steps = 11;
-    p.c.eval_steps = p.c.save_steps = 2, p.c.save_total_limit = 2, p.c.load_best_model_at_end = 1;
+    p.c.eval_steps = p.c.save_steps = 2, p.c.save_total_limit = 2,
+    p.c.load_best_model_at_end = 1;
     CHECK(do_run(&p));
     char *metrics = timeless_metrics(out, &rows);
     double best = INFINITY;
@@ -419,7 +427,8 @@ static void test_run_best(void) {
     }
     CHECK(best_step > 0 && best_step < 10); /* else this test shows nothing */
     CHECK(checkpoints_in(cx, out) == 2);    /* the best and the last */
-    CHECK(is_there(out, text_of("checkpoint-%d", (int)best_step)) && is_there(out, "checkpoint-12"));
+    CHECK(is_there(out, text_of("checkpoint-%d", (int)best_step))
+          && is_there(out, "checkpoint-12"));
     CHECK(same_files(text_of("%s/checkpoint-%d/model.safetensors", out, (int)best_step),
                      text_of("%s/model.safetensors", out)));
     CHECK(!same_files(text_of("%s/checkpoint-12/model.safetensors", out),
@@ -443,7 +452,8 @@ static void test_run_best(void) {
 /* What can be known to be wrong is said before the first step. */
 static void test_run_refused(void) {
     nxt_context *cx = test_context();
-    const char *model = micro_model(cx, "refused-runs", "", "f32"), *out = text_of("%s-out", model);
+    const char *model = micro_model(cx, "refused-runs", "", "f32"),
+               *out = text_of("%s-out", model);
     nxt_train_config t = micro_training();
     nxt_dataset *eval = NULL;
     nxt_run *run;
@@ -466,11 +476,12 @@ static void test_run_refused(void) {
     nxt_context_destroy(cx);
 }
 
-/* -- Saving -------------------------------------------------------------------------------------------- */
+/* -- Saving -------------------------------------------------------------------------------- */
 static void test_save_load_save(void) {
     static const char *const types[] = {"f32", "f16", "bf16"};
-    static const char *const files[] = {"config.json", "tokenizer.json", "tokenizer_config.json",
-                                        "generation_config.json", "model.safetensors"};
+    static const char *const files[] = {"config.json", "tokenizer.json",
+                                        "tokenizer_config.json", "generation_config.json",
+                                        "model.safetensors"};
     nxt_context *cx = test_context();
     for (int k = 0; k < 3; k++) {
         const char *model = micro_model(cx, "again", "", types[k]);
@@ -486,7 +497,9 @@ static void test_save_load_save(void) {
         CHECK(OK(cx, nxt_model_save(m, b, NULL)));
         for (int f = 0; f < COUNT(files); f++) {
             CHECK(same_files(text_of("%s/%s", a, files[f]), text_of("%s/%s", b, files[f])));
-            if (f) CHECK(same_files(text_of("%s/%s", model, files[f]), text_of("%s/%s", a, files[f])));
+            if (f)
+                CHECK(same_files(text_of("%s/%s", model, files[f]),
+                                 text_of("%s/%s", a, files[f])));
         }
         nxt_save_config c = nxt_save_config_default();
         c.dtype = "f32", c.shard_bytes = 20000; /* several files, and back into one */
@@ -499,7 +512,8 @@ static void test_save_load_save(void) {
         c.dtype = types[k], c.shard_bytes = 0;
         CHECK(OK(cx, nxt_model_save(m, b, &c)));
         CHECK(!is_there(b, "model.safetensors.index.json"));
-        CHECK(same_files(text_of("%s/model.safetensors", a), text_of("%s/model.safetensors", b)));
+        CHECK(
+            same_files(text_of("%s/model.safetensors", a), text_of("%s/model.safetensors", b)));
         nxt_model_destroy(m);
     }
     nxt_context_destroy(cx);
@@ -514,7 +528,8 @@ static void test_save_flushes(void) {
     if (rig_up(&r, dir, NULL, 1, &c)) {
         flushes = 0;
         CHECK(OK(r.cx, nxt_model_save(r.m, text_of("%s-a", dir), NULL)));
-        CHECK(flushes >= 5 + 2); /* config, weights, three of the tokenizer's; old and new place */
+        CHECK(flushes
+              >= 5 + 2); /* config, weights, three of the tokenizer's; old and new place */
         flushes = 0;
         CHECK(OK(r.cx, nxt_trainer_save(r.t, text_of("%s-b", dir))));
         CHECK(flushes >= 7 + 2); /* the optimizer's state and the trainer's as well */
@@ -546,7 +561,8 @@ static void test_save_overflow(void) {
 }
 
 /* Trains and saves until it is killed. Runs in a child, which must not start threads. */
-static void train_until_killed(const char *model, const char *out, const char *resume, int limit) {
+static void train_until_killed(const char *model, const char *out, const char *resume,
+                               int limit) {
     rig r;
     nxt_run *run;
     nxt_run_info info;
@@ -554,7 +570,8 @@ static void train_until_killed(const char *model, const char *out, const char *r
     nxt_run_config c = nxt_run_config_default();
     t.max_steps = 100000;
     c.output_dir = out, c.save_steps = 1, c.save_total_limit = limit;
-    if (!rig_up(&r, model, NULL, 1, &t) || nxt_run_create(&run, r.t, &c, resume) != NXT_OK) _exit(3);
+    if (!rig_up(&r, model, NULL, 1, &t) || nxt_run_create(&run, r.t, &c, resume) != NXT_OK)
+        _exit(3);
     while (nxt_run_step(run, &info) == NXT_OK) {}
     _exit(4);
 }
@@ -569,7 +586,8 @@ static void test_save_killed_run(void) {
     t.max_steps = 100000;
     for (int round = 0; round < 20 && !failed_checks; round++) {
         const pid_t child = fork();
-        if (child == 0) train_until_killed(model, out, last[0] ? last : NULL, round % 2 ? 1 : 3);
+        if (child == 0)
+            train_until_killed(model, out, last[0] ? last : NULL, round % 2 ? 1 : 3);
         for (int wait = 0; wait < 20000; wait++) { /* until it has saved something new */
             CHECK(OK(cx, nxt_run_last_checkpoint(cx, out, dead, sizeof dead)));
             if (strcmp(dead, last) || waitpid(child, NULL, WNOHANG) == child) break;
@@ -594,24 +612,35 @@ static void test_save_killed_run(void) {
     nxt_context_destroy(cx);
 }
 
-/* -- Schedules ------------------------------------------------------------------------------------------- */
+/* -- Schedules ----------------------------------------------------------------------------- */
 /* E7: update k (from 0) of T with warm-up w; the numbers are worked out by hand. */
 static void test_schedules(void) {
     nxt_train_config c = nxt_train_config_default();
-    CHECK(c.learning_rate == 5e-5 && c.num_train_epochs == 3 && c.batch_size == 8 && c.seed == 42);
+    CHECK(c.learning_rate == 5e-5 && c.num_train_epochs == 3 && c.batch_size == 8
+          && c.seed == 42);
     CHECK(c.gradient_accumulation_steps == 1 && c.weight_decay == 0 && c.adam_beta1 == 0.9);
     CHECK(c.adam_beta2 == 0.999 && c.adam_epsilon == 1e-8 && c.max_grad_norm == 1);
     CHECK(c.schedule == NXT_SCHEDULE_LINEAR && c.warmup_steps == 0 && c.max_skipped_steps == 0);
-    static const struct { nxt_schedule s; i64 k, w, T; double want; } rows[] = {
-        {NXT_SCHEDULE_LINEAR, 0, 0, 10, 1},          {NXT_SCHEDULE_LINEAR, 9, 0, 10, 0.1},
-        {NXT_SCHEDULE_LINEAR, 10, 0, 10, 0},         {NXT_SCHEDULE_LINEAR, 0, 4, 10, 0},
-        {NXT_SCHEDULE_LINEAR, 3, 4, 10, 0.75},       {NXT_SCHEDULE_LINEAR, 4, 4, 10, 1},
-        {NXT_SCHEDULE_LINEAR, 7, 4, 10, 0.5},        {NXT_SCHEDULE_LINEAR, 12, 4, 10, 0},
-        {NXT_SCHEDULE_LINEAR, 2, 4, 3, 0.5},         {NXT_SCHEDULE_COSINE, 0, 0, 8, 1},
-        {NXT_SCHEDULE_COSINE, 2, 0, 8, 0.8535533905932737}, {NXT_SCHEDULE_COSINE, 4, 0, 8, 0.5},
-        {NXT_SCHEDULE_COSINE, 8, 0, 8, 0},           {NXT_SCHEDULE_COSINE, 1, 2, 6, 0.5},
-        {NXT_SCHEDULE_COSINE, 4, 2, 6, 0.5},         {NXT_SCHEDULE_CONSTANT, 0, 5, 10, 1},
-        {NXT_SCHEDULE_CONSTANT, 9, 5, 10, 1},        {NXT_SCHEDULE_CONSTANT_WITH_WARMUP, 0, 5, 10, 0},
+    static const struct { nxt_schedule s; i64 k, w, T; double want;
+    } rows[] = {
+        {NXT_SCHEDULE_LINEAR, 0, 0, 10, 1},
+        {NXT_SCHEDULE_LINEAR, 9, 0, 10, 0.1},
+        {NXT_SCHEDULE_LINEAR, 10, 0, 10, 0},
+        {NXT_SCHEDULE_LINEAR, 0, 4, 10, 0},
+        {NXT_SCHEDULE_LINEAR, 3, 4, 10, 0.75},
+        {NXT_SCHEDULE_LINEAR, 4, 4, 10, 1},
+        {NXT_SCHEDULE_LINEAR, 7, 4, 10, 0.5},
+        {NXT_SCHEDULE_LINEAR, 12, 4, 10, 0},
+        {NXT_SCHEDULE_LINEAR, 2, 4, 3, 0.5},
+        {NXT_SCHEDULE_COSINE, 0, 0, 8, 1},
+        {NXT_SCHEDULE_COSINE, 2, 0, 8, 0.8535533905932737},
+        {NXT_SCHEDULE_COSINE, 4, 0, 8, 0.5},
+        {NXT_SCHEDULE_COSINE, 8, 0, 8, 0},
+        {NXT_SCHEDULE_COSINE, 1, 2, 6, 0.5},
+        {NXT_SCHEDULE_COSINE, 4, 2, 6, 0.5},
+        {NXT_SCHEDULE_CONSTANT, 0, 5, 10, 1},
+        {NXT_SCHEDULE_CONSTANT, 9, 5, 10, 1},
+        {NXT_SCHEDULE_CONSTANT_WITH_WARMUP, 0, 5, 10, 0},
         {NXT_SCHEDULE_CONSTANT_WITH_WARMUP, 4, 5, 10, 0.8},
         {NXT_SCHEDULE_CONSTANT_WITH_WARMUP, 5, 5, 10, 1},
         {NXT_SCHEDULE_CONSTANT_WITH_WARMUP, 9, 5, 10, 1},
@@ -678,7 +707,7 @@ static void test_train_config_refused(void) {
     nxt_context_destroy(cx);
 }
 
-/* -- What is not finite, and what is cancelled ----------------------------------------------------------- */
+/* -- What is not finite, and what is cancelled --------------------------------------------- */
 static void test_train_diverged(void) {
     nxt_context *cx = test_context();
     const char *dir = micro_model(cx, "diverged", "", "f32");
@@ -710,7 +739,8 @@ static void test_train_diverged(void) {
             const param *p = &r.m->params[i];
             bool finite = true;
             for (i64 k = 0; k < p->w.rows * p->w.cols; k++)
-                finite &= isfinite(p->m[k]) && isfinite(p->v[k]) && isfinite(((float *)p->w.p)[k]);
+                finite &=
+                    isfinite(p->m[k]) && isfinite(p->v[k]) && isfinite(((float *)p->w.p)[k]);
             CHECK(finite);
         }
     }
@@ -742,7 +772,7 @@ static void test_cancel(void) {
     nxt_context_destroy(cx);
 }
 
-/* -- Evaluation ------------------------------------------------------------------------------------------ */
+/* -- Evaluation ---------------------------------------------------------------------------- */
 /* The mean over all tokens, however they are batched; the trainer's loss is the same number. */
 static void test_evaluate(void) {
     nxt_context *cx = test_context();
@@ -761,7 +791,8 @@ static void test_evaluate(void) {
         }
         CHECK(first.tokens == r.d->info.trained_tokens);
         CHECK(fabs(first.perplexity - exp(first.loss)) < 1e-9 * first.perplexity);
-        CHECK(OK(r.cx, nxt_forward(r.m, r.d, 0, 21, &loss)) && fabs(loss - first.loss) < 1e-6 * loss);
+        CHECK(OK(r.cx, nxt_forward(r.m, r.d, 0, 21, &loss))
+              && fabs(loss - first.loss) < 1e-6 * loss);
         CHECK(rig_step(&r, 1, &info) && fabs(info.loss - first.loss) < 1e-6 * first.loss);
         CHECK(nxt_forward(r.m, r.d, 20, 2, &loss) == NXT_ARGUMENT);
         CHECK(nxt_evaluate(r.m, r.d, 0, &e) == NXT_ARGUMENT);
@@ -788,7 +819,8 @@ static void test_perplexity_golden(void) {
         return;
     for (const json *t = json_get(g, "ids")->first; t; t = t->next, count++) {
         offset[count + 1] = offset[count];
-        for (const json *id = t->first; id; id = id->next) ids[offset[count + 1]++] = (i32)id->number;
+        for (const json *id = t->first; id; id = id->next)
+            ids[offset[count + 1]++] = (i32)id->number;
     }
     CHECK(OK(cx, nxt_dataset_from_tokens(&d, cx, ids, NULL, offset, count)) && count == 10);
     CHECK(OK(cx, nxt_perplexities(m, d, 4, (i32)json_number(g, "bos_token_id", -1), got)));
@@ -812,7 +844,7 @@ static void test_perplexity_golden(void) {
     nxt_context_destroy(cx);
 }
 
-/* -- Memory ------------------------------------------------------------------------------------------------ */
+/* -- Memory -------------------------------------------------------------------------------- */
 typedef struct ledger { /* an allocator that counts, and refuses one call */
     i64 calls, refuse; /* the call to refuse, from 1; 0: none */
     i64 blocks, bytes;
@@ -864,8 +896,8 @@ static void test_step_allocates_nothing(void) {
     CHECK(l.blocks == 0 && l.bytes == 0);
 }
 
-/* Nothing depends on what memory held before: training, evaluation, and sessions whose sequences
- * leave most of their caches unused. */
+/* Nothing depends on what memory held before: training, evaluation, and sessions whose
+ * sequences leave most of their caches unused. */
 static void test_dirty_memory(void) {
     nxt_context *cx = test_context();
     const char *dir = micro_model(cx, "dirty", "", "f16");
@@ -956,8 +988,8 @@ done:
     return status;
 }
 
-/* A model of its own, so that each failure meets one that was never trained, then meets it again:
- * after a failure the same call must be able to succeed. */
+/* A model of its own, so that each failure meets one that was never trained, then meets it
+ * again: after a failure the same call must be able to succeed. */
 static nxt_status stage_train(failing *f) {
     nxt_train_config c = micro_training();
     nxt_model *m = NULL;
@@ -1026,7 +1058,8 @@ done:
 
 static nxt_status stage_init(failing *f) {
     const char *out = text_of("%s/fresh", f->out);
-    nxt_status status = nxt_model_init(f->cx, text_of("%s/config.json", f->dir), f->dir, out, "f16", 3);
+    nxt_status status =
+        nxt_model_init(f->cx, text_of("%s/config.json", f->dir), f->dir, out, "f16", 3);
     f->result = 1;
     return status;
 }
@@ -1054,9 +1087,10 @@ done:
     return status;
 }
 
-/* Refuses the first, second, ... allocation of a stage: each must end in NXT_MEMORY, or do without
- * it; nothing may stay behind. step: how many are passed over each time. */
-static void refuse_each(failing *f, const char *name, nxt_status (*stage)(failing *), i64 step) {
+/* Refuses the first, second, ... allocation of a stage: each must end in NXT_MEMORY, or do
+ * without it; nothing may stay behind. step: how many are passed over each time. */
+static void refuse_each(failing *f, const char *name, nxt_status (*stage)(failing *),
+                        i64 step) {
     f->l.refuse = 0;
     CHECK(OK(f->cx, stage(f)));
     f->expected = f->result;
@@ -1084,7 +1118,8 @@ static bool failing_up(failing *f, const char *name) {
     static const char rows[] =
         "{\"question\": \"where is the hat\", \"answer\": \" on the cat\"}\n"
         "{\"question\": \"and the cat\", \"answer\": \" in the other hat\"}\n"
-        "{\"question\": \"who\", \"answer\": \" nobody\"}\n{\"question\": \"a\", \"answer\": \" b\"}\n";
+        "{\"question\": \"who\", \"answer\": \" nobody\"}\n{\"question\": \"a\", \"answer\": "
+        "\" b\"}\n";
     nxt_data_config c = nxt_data_config_default();
     const nxt_train_config t = micro_training();
     nxt_context *cx = test_context();
