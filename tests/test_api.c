@@ -2,7 +2,7 @@
  * public function is called, as a host would call it.
  *
  *     build/test_api [NAME...] [--list]
- * / */
+ */
 #ifndef _GNU_SOURCE
 #define _GNU_SOURCE 1 /* barriers under -std=c11 */
 #endif
@@ -560,8 +560,8 @@ static void continue_text(nxt_context *cx, const char *dir, const char *prompt, 
             nxt_feed feed;
             feed.sequence = 0, feed.ids = ids + from, feed.n = (int64_t)(n - from);
             if (!OK(cx, nxt_session_feed(s, &feed, 1, logits))) break;
-            CHECK(OK(
-                cx, nxt_sample(cx, logits, MICRO_VOCABULARY, &c, 0, ids, (int64_t)n, &ids[n])));
+            CHECK(OK(cx, nxt_sample(cx, logits, MICRO_VOCABULARY, &c, 0, ids, (int64_t)n,
+                                    &ids[n])));
             if (ids[n] == nxt_tokenizer_eos(tok)) break;
         }
         CHECK(OK(cx, nxt_decode(tok, ids, n, out, capacity - 1, &bytes)));
@@ -658,8 +658,7 @@ static void test_run(void) {
     int evaluations = 0, rows = 0;
     rig r;
     if (!rig_up(&r, "micro/pairs.jsonl", &c)) return;
-    CHECK(nxt_run_create(&run, r.t, &rc, NULL) == NXT_ARGUMENT
-          && !run); /* no output directory */
+    CHECK(nxt_run_create(&run, r.t, &rc, NULL) == NXT_ARGUMENT && !run); /* no directory */
     rc.output_dir = scratch("run"), rc.eval_data = r.d, rc.eval_when = NXT_STEPS,
     rc.eval_steps = 4;
     rc.save_when = NXT_NEVER, rc.logging_steps = 2, rc.run_json = "{}\n";
@@ -799,8 +798,8 @@ static void test_all_reduce(void) {
 static void test_pico(void) {
     static const char story[] =
         "One windy afternoon, Milo and Maya put on their shoes. Milo took the road to the "
-        "farm. "
-        "Maya took the road to the castle. It was easy to see who went to the farm: Milo.";
+        "farm. Maya took the road to the castle. It was easy to see who went to the farm: "
+        "Milo.";
     nxt_context *cx = plain_context();
     nxt_model *m;
     nxt_tokenizer *tok = NULL;

@@ -23,7 +23,7 @@ cd "$W" || exit 1
 trap 'umount "$W/small" 2> /dev/null; cd /; rm -rf "$W"' EXIT
 trap 'exit 1' INT TERM
 
-# -- Counting -----------------------------------------------------------------------------------------
+# -- Counting ----------------------------------------------------------------------------------
 passed=0 failed=0 skipped=0 reasons= name=
 
 begin() { name=$1 reasons=; }
@@ -90,7 +90,7 @@ misused() {
     end
 }
 
-# -- A small model --------------------------------------------------------------------------------------
+# -- A small model -----------------------------------------------------------------------------
 config() { # FILE MORE: members given twice count in their last form
     cat > "$1" << END
 {"model_type": "gpt_neox", "vocab_size": 272, "hidden_size": 32, "num_hidden_layers": 2,
@@ -127,7 +127,7 @@ awk 'BEGIN {
 }' > pairs.jsonl
 awk 'BEGIN { for (i = 0; i < 60; i++) printf "the cat %d sat on the mat in the inn\n", i }' > text.txt
 
-# -- Help and usage ---------------------------------------------------------------------------------------
+# -- Help and usage ----------------------------------------------------------------------------
 begin "help"
 run --help
 status_is 0
@@ -157,7 +157,8 @@ end
 
 misused "unknown command" 'unknown command "tran"' tran
 misused "unknown command, nearest" 'did you mean train' tran
-misused "unknown option, nearest" 'unknown option --learning-rat; did you mean --learning-rate?' \
+misused "unknown option, nearest" \
+    'unknown option --learning-rat; did you mean --learning-rate?' \
     train --learning-rat 1
 misused "unknown option, far" 'unknown option --zzzzzzzzzz' train --zzzzzzzzzz 1
 misused "an option of another command" 'unknown option --max-steps' eval --max-steps 3
@@ -169,7 +170,7 @@ misused "not whole" '"1.5" is not a whole number' train --max-steps 1.5
 misused "no model" 'model is missing' train --data text.txt --output-dir refused
 misused "init without config" 'config' init --output-dir refused
 
-# -- init, info, train, generate, eval -------------------------------------------------------------------
+# -- init, info, train, generate, eval ---------------------------------------------------------
 begin "init"
 run init --config config.json --tokenizer tok --output-dir model --seed 5
 status_is 0
@@ -186,7 +187,8 @@ status_is 0
 no_rests
 end
 
-misused "no such schedule" 'linear, cosine, constant' train --model model --lr-scheduler-type step
+misused "no such schedule" 'linear, cosine, constant' train --model model --lr-scheduler-type \
+    step
 
 begin "info"
 run info --model model
@@ -203,7 +205,8 @@ prints '"layers": 2, "hidden_size": 32, "parameters": [0-9]*'
 end
 
 begin "train"
-run train --model model --data pairs.jsonl --output-dir run --max-steps 12 --learning-rate 0.01 \
+run train --model model --data pairs.jsonl --output-dir run --max-steps 12 --learning-rate \
+    0.01 \
     --per-device-train-batch-size 8 --save-steps 5 --eval-split 0.1 --test-split 0.1 \
     --eval-strategy steps --eval-steps 6 --max-length 64
 status_is 0
@@ -254,7 +257,8 @@ begin "eval --json"
 run eval --model run --data run/eval.jsonl --json
 status_is 0
 [ "$(grep -c '' out)" = 1 ] || wrong "more than one line"
-prints '^{"loss": .*"perplexity": .*"tokens": .*"mean_perplexity": .*"perplexities": \[.*"exact_match": '
+prints \
+    '^{"loss": .*"perplexity": .*"tokens": .*"mean_perplexity": .*"perplexities": \[.*"exact_match": '
 awk -F'[:,] *' '{ d = exp($2) / $4 - 1; exit !(d < 1e-6 && d > -1e-6) }' out ||
     wrong "perplexity is not exp(loss)"
 awk '{ sub(/.*"perplexities": \[/, ""); sub(/\].*/, ""); exit split($0, v, ",") != 5 }' out ||
@@ -270,7 +274,8 @@ end
 
 begin "run.json is read back"
 echo '{"b": "on the mat", "a": "the cat sat"}' > columns.jsonl
-run train --model model --data columns.jsonl --output-dir record --max-steps 1 --save-strategy no \
+run train --model model --data columns.jsonl --output-dir record --max-steps 1 --save-strategy \
+    no \
     --template '{a}\n\\nu -> {b}' --train-on all --truncation left
 status_is 0
 run eval --model record --data columns.jsonl --json
@@ -281,7 +286,8 @@ cp out from-record
 run eval --model record --data columns.jsonl --json --template '{a}\n\\nu -> {b}' --train-on all
 cmp -s from-record out || wrong "the template changes on its way through run.json"
 printf '{a}\\nu -> {b}' > template # a file is taken as it is: here a backslash and an n
-run train --model model --data columns.jsonl --output-dir record2 --max-steps 1 --save-strategy no \
+run train --model model --data columns.jsonl --output-dir record2 --max-steps 1 \
+    --save-strategy no \
     --template @template
 run eval --model record2 --data columns.jsonl --json
 cp out from-record
@@ -340,7 +346,7 @@ run eval --model model --data text.txt --cpu reference --json
 status_is 0
 end
 
-# -- generate ----------------------------------------------------------------------------------------------
+# -- generate ----------------------------------------------------------------------------------
 begin "generate"
 run generate --model run --prompt 'where is the cat 1?' --max-new-tokens 12
 status_is 0
@@ -350,10 +356,12 @@ run generate --model run --prompt 'where is the cat 1?' --max-new-tokens 12 --th
 same plain out
 run generate --model run --prompt 'where is the cat 1?' --max-new-tokens 12 --json
 status_is 0
-prints '^{"prompt": "where is the cat 1?", "completion": ".*", "ids": \[.*\], "tokens_per_second": '
+prints \
+    '^{"prompt": "where is the cat 1?", "completion": ".*", "ids": \[.*\], "tokens_per_second": '
 [ "$(grep -c '' out)" = 1 ] || wrong "more than one line"
 printf 'where is the cat 1?' > prompt
-"$NEOXTUNE" generate --model run --max-new-tokens 12 < prompt > piped 2> err || wrong "no prompt from a pipe"
+"$NEOXTUNE" generate --model run --max-new-tokens 12 < prompt > piped 2> err || wrong \
+    "no prompt from a pipe"
 same plain piped
 end
 
@@ -372,7 +380,8 @@ begin "generate: limits"
 run generate --model model --prompt 'the' --max-new-tokens 3 --json
 awk '{ sub(/.*"ids": \[/, ""); sub(/\].*/, ""); n = split($0, v, ","); exit n < 1 || n > 3 }' out ||
     wrong "more than three tokens"
-run generate --model model --prompt 'the cat sat on the mat and then' --max-input-tokens 4 --json \
+run generate --model model --prompt 'the cat sat on the mat and then' --max-input-tokens 4 \
+    --json \
     --max-new-tokens 2
 status_is 0
 awk 'BEGIN { for (i = 0; i < 200; i++) printf "long " }' > long
@@ -396,7 +405,8 @@ end
 
 begin "generate: prompts from rows and lines"
 printf '{"question": "where is the cat 1?"}\n{"question": "where is the hen 3?"}\n' > rows.jsonl
-run generate --model run --prompts rows.jsonl --prompt-column question --completion-column answer \
+run generate --model run --prompts rows.jsonl --prompt-column question --completion-column \
+    answer \
     --max-new-tokens 12 --json
 status_is 0
 [ "$(grep -c '' out)" = 2 ] || wrong "not a line per row"
@@ -423,13 +433,15 @@ case $text in
 esac
 end
 
-# -- tokenize --------------------------------------------------------------------------------------------
+# -- tokenize ----------------------------------------------------------------------------------
 begin "tokenize"
 printf 'the cat' > t
 run tokenize --model model t
 status_is 0
-[ "$(cat out)" = "117 258 33 100 265" ] || [ "$(cat out)" = "117 258 33 100 264" ] || wrong "ids: $(cat out)"
-"$NEOXTUNE" tokenize --tokenizer tok/tokenizer.json < t > piped 2> err || wrong "no ids from a pipe"
+[ "$(cat out)" = "117 258 33 100 265" ] || [ "$(cat out)" = "117 258 33 100 264" ] || wrong \
+    "ids: $(cat out)"
+"$NEOXTUNE" tokenize --tokenizer tok/tokenizer.json < t > piped 2> err || wrong \
+    "no ids from a pipe"
 same out piped
 run tokenize --model model --count t
 [ "$(cat out)" = 5 ] || wrong "--count: $(cat out)"
@@ -491,7 +503,7 @@ else
     skip "standard output cannot be written" "there is no /dev/full"
 fi
 
-# -- What is refused: models ------------------------------------------------------------------------------
+# -- What is refused: models -------------------------------------------------------------------
 mkdir d.txt
 awk 'BEGIN { for (i = 0; i < 90; i++) printf "x%d ", i }' > long.txt
 printf PAR1 > x.parquet
@@ -506,15 +518,19 @@ rm broken/model.safetensors
 refused "no weights" 'broken: no weights' $(train_from) broken
 copy broken
 config broken/config.json ', "model_type": "bert"'
-refused "model_type" 'broken/config.json: model_type "bert" is not supported' $(train_from) broken
+refused "model_type" 'broken/config.json: model_type "bert" is not supported' $(train_from) \
+    broken
 config broken/config.json ', "hidden_act": "swishy"'
-refused "activation" 'broken/config.json: activation "swishy" is not supported' $(train_from) broken
+refused "activation" 'broken/config.json: activation "swishy" is not supported' $(train_from) \
+    broken
 config broken/config.json ', "num_attention_heads": 5'
 refused "heads that do not divide" 'broken/config.json: impossible sizes' $(train_from) broken
 config broken/config.json ', "hidden_size": "wide"'
-refused "a size that is text" 'broken/config.json: "hidden_size" is not a number' $(train_from) broken
+refused "a size that is text" 'broken/config.json: "hidden_size" is not a number' \
+    $(train_from) broken
 config broken/config.json ', "hidden_size": 64, "intermediate_size": 128'
-refused "wrong shape" 'broken/model.safetensors: .*gpt_neox.* 32.*config.* 64' $(train_from) broken
+refused "wrong shape" 'broken/model.safetensors: .*gpt_neox.* 32.*config.* 64' $(train_from) \
+    broken
 config broken/config.json ', "num_hidden_layers": 3'
 refused "a tensor is missing" 'broken: .*gpt_neox.layers.2.*missing' $(train_from) broken
 printf '{"model_type": "gpt_neox",\n  "vocab_size": 272,,\n}' > broken/config.json
@@ -548,16 +564,18 @@ refused "overlapping tensors" 'model.safetensors: tensor b: overlaps' $(train_fr
 safetensors '{"'$E'":{"dtype":"F32","shape":[99999],"data_offsets":[0,399996]}}' 16 > broken/model.safetensors
 refused "a tensor beyond the file" "tensor $E: ends at byte 399996 of 16" $(train_from) broken
 safetensors '{"'$E'":{"dtype":"F32","shape":[3],"data_offsets":[0,16]}}' 16 > broken/model.safetensors
-refused "a size that lies" "tensor $E: has 16 bytes where dtype and shape need 12" $(train_from) broken
+refused "a size that lies" "tensor $E: has 16 bytes where dtype and shape need 12" \
+    $(train_from) broken
 safetensors '{"'$E'":{"dtype":"I32","shape":[4],"data_offsets":[0,16]}}' 16 > broken/model.safetensors
 refused "a type weights do not have" "tensor \"$E\" has type I32" $(train_from) broken
 
-# -- What is refused: tokenizers and data --------------------------------------------------------------------
+# -- What is refused: tokenizers and data ------------------------------------------------------
 copy broken
 rm broken/tokenizer.json
 refused "no tokenizer" 'broken: .*tokenizer.json' $(train_from) broken
 printf '{"pre_tokenizer": {"type": "ByteLevel"}, "model": {"type": "Unigram"}}' > broken/tokenizer.json
-refused "another tokenizer" 'broken/tokenizer.json: .*Unigram.* not supported' $(train_from) broken
+refused "another tokenizer" 'broken/tokenizer.json: .*Unigram.* not supported' $(train_from) \
+    broken
 printf '{"model": ' > broken/tokenizer.json
 refused "a tokenizer that is cut" 'broken/tokenizer.json:1:1[0-9]: ' $(train_from) broken
 
@@ -572,10 +590,12 @@ printf '{"text": "a"}\n{"text": "b",}\n' > bad.jsonl
 refused "bad JSON in a row" 'bad.jsonl:2:14: ' $(data) bad.jsonl
 printf '{"text": "a"}\n{"text": "\377"}\n' > bad.jsonl
 refused "invalid UTF-8 in a row" 'bad.jsonl:2:11: invalid UTF-8' $(data) bad.jsonl
-refused "a column that is not there" 'pairs.jsonl:1: no column "body"; the columns are: question, answer' \
+refused "a column that is not there" \
+    'pairs.jsonl:1: no column "body"; the columns are: question, answer' \
     $(data) pairs.jsonl --text-column body
 printf '{"body": "x", "title": "y"}\n' > odd.jsonl
-refused "no column that is known" 'odd.jsonl:1: .*the columns are: body, title' $(data) odd.jsonl
+refused "no column that is known" 'odd.jsonl:1: .*the columns are: body, title' $(data) \
+    odd.jsonl
 refused "a template's column" 'no column "place"; the columns are: question, answer' \
     $(data) pairs.jsonl --template '{question} {place}'
 refused "a kind of file" 'x.parquet' $(data) x.parquet
@@ -600,17 +620,22 @@ refused_late() { # as refused, but the report of the data comes first
 }
 refused_late "tokens beyond the vocabulary" 'token [0-9]* .*vocabulary of 100' \
     train --model narrow --data text.txt --output-dir refused --max-steps 1
-refused_late "a block beyond the positions" '65 tokens.*64 positions' $(data) text.txt --block-size 65
+refused_late "a block beyond the positions" '65 tokens.*64 positions' $(data) text.txt \
+    --block-size 65
 refused_late "an example beyond the positions" 'longer than the model.s 64 positions' \
     $(data) long.txt --max-length 100
 refused "eval: no data file" 'nowhere.txt: cannot open' eval --model model --data nowhere.txt
-refused "generate: no prompts" 'nowhere.txt: cannot open' generate --model model --prompts nowhere.txt
+refused "generate: no prompts" 'nowhere.txt: cannot open' generate --model model --prompts \
+    nowhere.txt
 refused "tokenize: no file" 'nowhere.txt: cannot open' tokenize --model model nowhere.txt
-refused "init: no config" 'nowhere.json: cannot open' init --config nowhere.json --output-dir refused
+refused "init: no config" 'nowhere.json: cannot open' init --config nowhere.json --output-dir \
+    refused
 refused "init: no tokenizer" 'nowhere.json: cannot open' \
     init --config config.json --tokenizer nowhere.json --output-dir refused
-refused "a config file that is not there" 'nowhere.json: cannot open' train --config-file nowhere.json
-refused_late "resuming nothing" 'refused: no checkpoint' $(data) text.txt --resume-from-checkpoint last
+refused "a config file that is not there" 'nowhere.json: cannot open' train --config-file \
+    nowhere.json
+refused_late "resuming nothing" 'refused: no checkpoint' $(data) text.txt \
+    --resume-from-checkpoint last
 misused "no such kernels" 'pentium.*reference' info --model model --cpu pentium
 misused "no such kernels, the other spelling" 'pentium' info --model model --cpu=pentium
 
@@ -622,7 +647,7 @@ else
     refused "an unreadable file" 'secret.txt: cannot open: Permission denied' $(data) secret.txt
 fi
 
-# -- Where results go ----------------------------------------------------------------------------------------
+# -- Where results go --------------------------------------------------------------------------
 mkdir used
 echo mine > used/notes.txt
 cp used/notes.txt notes
@@ -693,7 +718,8 @@ begin "the disk refuses while saving"
 (
     trap '' XFSZ
     ulimit -f 200
-    "$NEOXTUNE" train --model model --data text.txt --output-dir limited --max-steps 4 --save-steps 2 \
+    "$NEOXTUNE" train --model model --data text.txt --output-dir limited --max-steps 4 \
+        --save-steps 2 \
         > out 2> err < /dev/null
     echo $? > code
 )
@@ -710,7 +736,8 @@ end
 mkdir small
 if mount -t tmpfs -o size=1000k none small 2> /dev/null; then
     begin "the disk is full while saving"
-    run train --model model --data text.txt --output-dir small/run --max-steps 6 --save-steps 2 \
+    run train --model model --data text.txt --output-dir small/run --max-steps 6 --save-steps \
+        2 \
         --learning-rate 1e-3
     status_is 1
     says '^neoxtune: .*disk full'
@@ -721,7 +748,8 @@ if mount -t tmpfs -o size=1000k none small 2> /dev/null; then
     run train --model model --data text.txt --output-dir roomy --max-steps 6 --save-steps 2 \
         --learning-rate 1e-3 --resume-from-checkpoint saved-2
     status_is 0
-    run train --model model --data text.txt --output-dir straight --max-steps 6 --save-strategy no \
+    run train --model model --data text.txt --output-dir straight --max-steps 6 \
+        --save-strategy no \
         --learning-rate 1e-3
     same roomy/model.safetensors straight/model.safetensors
     end
@@ -733,11 +761,13 @@ fi
 # The plan is larger than the address space: the first refusal ends the run.
 if (ulimit -v 60000 && "$NEOXTUNE" --version) > /dev/null 2>&1; then
     config big.json ', "hidden_size": 256, "intermediate_size": 1024, "vocab_size": 8000'
-    "$NEOXTUNE" init --config big.json --tokenizer tok --output-dir big --dtype f16 2> err || cat err
+    "$NEOXTUNE" init --config big.json --tokenizer tok --output-dir big --dtype f16 2> err ||
+        cat err
     begin "out of memory"
     (
         ulimit -v 90000
-        "$NEOXTUNE" train --model big --data text.txt --output-dir refused --max-steps 1 --threads 1 \
+        "$NEOXTUNE" train --model big --data text.txt --output-dir refused --max-steps 1 \
+            --threads 1 \
             > out 2> err < /dev/null
         echo $? > code
     )
@@ -750,17 +780,19 @@ else
     skip "out of memory" "the program does not start with 60 MB of addresses"
 fi
 
-# -- Interrupted, and on ---------------------------------------------------------------------------------------
+# -- Interrupted, and on -----------------------------------------------------------------------
 # SIGINT while training saves and exits 130; resumed, the run is the one that was never stopped.
 long_run() { # STEPS DIRECTORY MORE
     steps=$1 dir=$2
     shift 2
-    ${background:+exec} "$NEOXTUNE" train --model half --data pairs.jsonl --output-dir "$dir" --max-steps "$steps" \
+    ${background:+exec} "$NEOXTUNE" train --model half --data pairs.jsonl --output-dir "$dir" \
+        --max-steps "$steps" \
         --per-device-train-batch-size 4 --gradient-accumulation-steps 4 --logging-steps 3 \
         --learning-rate 3e-3 --warmup-steps 5 --save-steps 100000 --eval-data text.txt \
         --eval-strategy steps --eval-steps 20 "$@"
 }
-timeless() { grep -v train_runtime "$1" | sed 's/"tokens_per_second": [^,]*, //; s/, "eval_runtime.*//'; }
+timeless() { grep -v train_runtime "$1" | sed \
+    's/"tokens_per_second": [^,]*, //; s/, "eval_runtime.*//'; }
 
 begin "SIGINT, and resumed to the same bits"
 status=0
@@ -786,7 +818,8 @@ says 'interrupted: checkpoint-[0-9]* is saved'
 [ "$(ls -d stopped/checkpoint-* | grep -c '')" = 1 ] || wrong "not one checkpoint"
 lacks stopped/model.safetensors
 no_rests
-long_run $steps stopped --resume-from-checkpoint last > out 2> err < /dev/null || wrong "cannot resume"
+long_run $steps stopped --resume-from-checkpoint last > out 2> err < /dev/null || wrong \
+    "cannot resume"
 long_run $steps never-stopped > out 2> err < /dev/null || wrong "cannot train"
 same stopped/model.safetensors never-stopped/model.safetensors
 timeless stopped/metrics.jsonl > a
@@ -796,7 +829,8 @@ same a b
 end
 
 begin "resuming another run is refused"
-run train --model half --data pairs.jsonl --output-dir stopped --max-steps 7 --resume-from-checkpoint last
+run train --model half --data pairs.jsonl --output-dir stopped --max-steps 7 \
+    --resume-from-checkpoint last
 status_is 1
 says 'trainer_state.json: the checkpoint was made with other data or other training options'
 end
@@ -812,7 +846,7 @@ step=$(awk -F'[:,] *' '/eval_loss/ { for (i = 1; i < NF; i++) if ($i ~ /eval_los
 same "best/checkpoint-$step/model.safetensors" best/model.safetensors
 end
 
-# -- Done ----------------------------------------------------------------------------------------------------
+# -- Done --------------------------------------------------------------------------------------
 if [ $skipped -gt 0 ]; then
     echo "$passed passed, $failed failed, $skipped skipped"
 else

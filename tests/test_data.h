@@ -112,8 +112,8 @@ static void test_data_templates(void) {
     if (desk_up(&k, "templates")) {
         c.template_text = "q: {q}\na: {a}";
         ROWS("a.jsonl", "{\"q\":\"one\",\"a\":\"two\",\"z\":1}", "q: one\na: TWO!|");
-        c.template_text =
-            "{{{q}} {{x}}{a}."; /* a brace in braces; the full stop is not trained */
+        /* a brace in braces; the full stop is not trained */
+        c.template_text = "{{{q}} {{x}}{a}.";
         ROWS("a.jsonl", "{\"q\":\"one\",\"a\":\"two\"}", "{one} {x}}TWO.!|");
         c.completion_column = "q";
         ROWS("a.jsonl", "{\"q\":\"one\",\"a\":\"two\"}", "{ONE} {x}}two.!|");
@@ -137,7 +137,8 @@ static void test_data_templates(void) {
 }
 
 static void test_data_columns_refused(void) {
-    static const struct { const char *rows, *phrase;
+    static const struct {
+        const char *rows, *phrase;
     } bad[] = {
         {"{\"body\":\"x\",\"title\":\"y\"}", "a.jsonl:1: no column that is known"},
         {"{\"body\":\"x\",\"title\":\"y\"}", "the columns are: body, title"},
@@ -192,8 +193,8 @@ static void test_data_bad_rows(void) {
     nxt_data_config c = nxt_data_config_default();
     if (desk_up(&k, "bad")) {
         c.skip_bad_lines = 1;
-        ROWS("a.jsonl", "{\"foo\":1}\n{\"text\":\"a b\"}\n",
-             "A B!|"); /* before columns are chosen */
+        /* refused before the columns are chosen */
+        ROWS("a.jsonl", "{\"foo\":1}\n{\"text\":\"a b\"}\n", "A B!|");
         c.truncation = NXT_TRUNCATE_ERROR, c.max_length = 8;
         ROWS("a.jsonl",
              "{\"text\":\"ccccccccccccccccc\"}\n{\"text\":\"b\"}\n{\"text\":\"c\"}\n",
@@ -240,8 +241,8 @@ static void test_data_files(void) {
              "{\"rows\":[{\"row_idx\":0,\"row\":{\"question\":\"q\",\"answer\":\"w\"}},"
              "{\"row\":{\"question\":\"k\",\"answer\":\"r\"}}]}",
              "qW!|kR!|");
-        ROWS("a.json", "\xef\xbb\xbf[{\"row\": 3, \"text\": \"abc\"}]",
-             "ABC!|"); /* a column's name */
+        /* "row" may be a column's name */
+        ROWS("a.json", "\xef\xbb\xbf[{\"row\": 3, \"text\": \"abc\"}]", "ABC!|");
         c.max_samples = 2;
         ROWS("a.txt", "a\nb\nc\n", "A!|B!|");
         ROWS("a.json", "[{\"text\":\"a\"},{\"text\":\"b\"},{\"text\":\"c\"}]", "A!|B!|");
@@ -366,8 +367,8 @@ static void test_data_split(void) {
             int seen[100] = {0};
             if (!OK(k.cx, read_rows(&k, "a.jsonl", rows, &c, &d))) break;
             CHECK(OK(k.cx, nxt_dataset_split(d, 0.137, turn == 2 ? 8 : 9, &held)));
-            CHECK(held && held->info.examples == 13
-                  && d->info.examples == 87); /* floor(13.7) */
+            /* floor(13.7) */
+            CHECK(held && held->info.examples == 13 && d->info.examples == 87);
             CHECK(held && held->info.ends_in_eos == 13 && d->info.ends_in_eos == 87);
             for (int part = 0; part < 2 && held; part++) {
                 const nxt_dataset *p = part ? held : d;
@@ -409,7 +410,8 @@ static void test_data_split(void) {
 
 /* Rows are written as they were read, whatever the file. */
 static void test_data_write_rows(void) {
-    static const struct { const char *file, *rows, *want;
+    static const struct {
+        const char *file, *rows, *want;
     } forms[] = {
         {"a.jsonl", "{\"text\" : \"\\u00e9\", \"n\":1.50}\r\n\n{\"text\":\"b\"}",
          "{\"text\" : \"\\u00e9\", \"n\":1.50}\n{\"text\":\"b\"}\n"},

@@ -267,8 +267,8 @@ static void test_numbers(void) {
 
 /* -- Embedding ----------------------------------------------------------------------------- */
 static void check_embed(nxt_context *cx, int round) {
-    const i64 more = large_round(round) ? 8 : 1, N = between(1, 40 * more),
-              C = between(1, 70 * more);
+    const i64 more = large_round(round) ? 8 : 1;
+    const i64 N = between(1, 40 * more), C = between(1, 70 * more);
     const i64 V = between(1, 30), T = between(1, 20);
     const bool positions = between(0, 1);
     const mat wte = input_of(V, C, (dtype)(round % 3)), y = output(N, C), dy = input(N, C);
@@ -329,8 +329,8 @@ static void check_norm(nxt_context *cx, int round) {
     const bool bias = kind == NXT_LAYER_NORM, frozen = round % 7 == 6;
     mat x = input(N, C), w = input(1, C), b = bias ? input(1, C) : no_mat(), dy = input(N, C);
     mat y = output(N, C), stats = output(N, 2), dx = sum_into(N, C);
-    mat dw = frozen ? no_mat() : sum_into(1, C),
-        db = frozen || !bias ? no_mat() : sum_into(1, C);
+    mat dw = frozen ? no_mat() : sum_into(1, C);
+    mat db = frozen || !bias ? no_mat() : sum_into(1, C);
     const double offset = round == 2 ? 100 : 0; /* a mean far from zero */
     for (i64 n = 0; n < N; n++)
         for (i64 c = 0; c < C; c++) put(x, n, c, element(x, n, c) + offset);
@@ -454,8 +454,7 @@ static void check_rope(nxt_context *cx, int round) {
         for (i64 h = 0; h < H; h++)
             for (int i = 0; i < pairs; i++) { /* the second view: it begins at column D */
                 double *v = want + n * m.cols + h * 3 * D + D + i, a = v[0], b = v[pairs];
-                const double angle =
-                    (double)((float)pos[n] * freq[i]); /* f32, as in the models */
+                const double angle = (double)((float)pos[n] * freq[i]); /* f32 in the models */
                 v[0] = a * cos(angle) - b * sin(angle);
                 v[pairs] = b * cos(angle) + a * sin(angle);
             }
@@ -557,8 +556,7 @@ static void check_attention(nxt_context *cx, int round) {
                            .y = zeros(N * H * D), .lse = zeros(N * H), .first = first,
                            .last = last, .scale = scale};
     attention_formula(&p);
-    const double tolerance =
-        scale > 1 ? 2e-5 : 3e-6; /* scores of 40: their rounding grows too */
+    const double tolerance = scale > 1 ? 2e-5 : 3e-6; /* of large scores rounding grows, too */
     agree_mat("y", o.y, p.y, tolerance);
     agree_mat("lse", o.lse, p.lse, 1e-6);
     if (!large && scale <= 1) {
@@ -583,8 +581,7 @@ static void check_attention_cache(nxt_context *cx, int round) {
     head_views x = views_in(q, 0, H, H, D);
     i32 *first = random_ids(N, slabs), *last = random_ids(N, slab);
     for (i64 n = 0; n < N; n++) first[n] *= (i32)slab, last[n] += first[n];
-    for (i64 j = 0; j < M;
-         j++) { /* rows that nobody sees were never written: they hold anything */
+    for (i64 j = 0; j < M; j++) { /* rows nobody sees were never written: they hold anything */
         bool seen = false;
         for (i64 n = 0; n < N; n++) seen |= first[n] <= j && j <= last[n];
         for (i64 c = 0; c < H * D && !seen; c++) put(k, j, c, NAN), put(v, j, c, NAN);

@@ -259,11 +259,9 @@ static void test_train_resume_refused(void) {
         }
         rig_down(&r);
     }
-    for (int k = 0; k < 4;
-         k++) { /* one trainer each: after a failure it can only be destroyed */
+    for (int k = 0; k < 4; k++) { /* a trainer each: after a failure it can only be destroyed */
         if (!rig_up(&r, dir, NULL, 1, &c)) break;
-        if (k == 0)
-            CHECK(nxt_trainer_resume(r.t, dir) == NXT_IO); /* a model, not a checkpoint */
+        if (k == 0) CHECK(nxt_trainer_resume(r.t, dir) == NXT_IO); /* no checkpoint */
         if (k == 1) ((i32 *)r.d->ids)[2] ^= 1; /* other data */
         if (k == 1) CHECK(nxt_trainer_resume(r.t, saved) == NXT_ARGUMENT);
         if (k == 2) unlink(text_of("%s/optimizer.safetensors", saved));
@@ -452,8 +450,8 @@ static void test_run_best(void) {
 /* What can be known to be wrong is said before the first step. */
 static void test_run_refused(void) {
     nxt_context *cx = test_context();
-    const char *model = micro_model(cx, "refused-runs", "", "f32"),
-               *out = text_of("%s-out", model);
+    const char *model = micro_model(cx, "refused-runs", "", "f32");
+    const char *out = text_of("%s-out", model);
     nxt_train_config t = micro_training();
     nxt_dataset *eval = NULL;
     nxt_run *run;
@@ -512,8 +510,8 @@ static void test_save_load_save(void) {
         c.dtype = types[k], c.shard_bytes = 0;
         CHECK(OK(cx, nxt_model_save(m, b, &c)));
         CHECK(!is_there(b, "model.safetensors.index.json"));
-        CHECK(
-            same_files(text_of("%s/model.safetensors", a), text_of("%s/model.safetensors", b)));
+        const char *first = text_of("%s/model.safetensors", a);
+        CHECK(same_files(first, text_of("%s/model.safetensors", b)));
         nxt_model_destroy(m);
     }
     nxt_context_destroy(cx);
@@ -528,8 +526,8 @@ static void test_save_flushes(void) {
     if (rig_up(&r, dir, NULL, 1, &c)) {
         flushes = 0;
         CHECK(OK(r.cx, nxt_model_save(r.m, text_of("%s-a", dir), NULL)));
-        CHECK(flushes
-              >= 5 + 2); /* config, weights, three of the tokenizer's; old and new place */
+        /* config, weights, three of the tokenizer's; the directories, old and new */
+        CHECK(flushes >= 5 + 2);
         flushes = 0;
         CHECK(OK(r.cx, nxt_trainer_save(r.t, text_of("%s-b", dir))));
         CHECK(flushes >= 7 + 2); /* the optimizer's state and the trainer's as well */
@@ -621,7 +619,10 @@ static void test_schedules(void) {
     CHECK(c.gradient_accumulation_steps == 1 && c.weight_decay == 0 && c.adam_beta1 == 0.9);
     CHECK(c.adam_beta2 == 0.999 && c.adam_epsilon == 1e-8 && c.max_grad_norm == 1);
     CHECK(c.schedule == NXT_SCHEDULE_LINEAR && c.warmup_steps == 0 && c.max_skipped_steps == 0);
-    static const struct { nxt_schedule s; i64 k, w, T; double want;
+    static const struct {
+        nxt_schedule s;
+        i64 k, w, T;
+        double want;
     } rows[] = {
         {NXT_SCHEDULE_LINEAR, 0, 0, 10, 1},
         {NXT_SCHEDULE_LINEAR, 9, 0, 10, 0.1},
