@@ -3,9 +3,9 @@
 #
 #     NEOXTUNE=./neoxtune sh tests/test_cli.sh [--quick]
 #
-# Every refusal must be one line on standard error that says which file, where in it and why, leave
-# standard output empty and nothing half-written. Works below build/, needs no other program than
-# those of POSIX.
+# Every refusal must be one line on standard error that says which file, where in it and why,
+# leave standard output empty and nothing half-written. Works below build/, needs no other
+# programs than those of POSIX.
 set -u
 LC_ALL=C
 export LC_ALL
@@ -102,7 +102,8 @@ END
 # A byte-level tokenizer: 0 is <|endoftext|>, 1 + b the byte b, then some merges.
 mkdir tok
 awk 'BEGIN {
-    printf "{\"added_tokens\": [{\"id\": 0, \"content\": \"<|endoftext|>\", \"special\": true}],\n"
+    printf "{\"added_tokens\": [{\"id\": 0, \"content\": \"<|endoftext|>\", "
+    printf "\"special\": true}],\n"
     printf "\"normalizer\": null, \"pre_tokenizer\": {\"type\": \"ByteLevel\", "
     printf "\"add_prefix_space\": false}, \"decoder\": {\"type\": \"ByteLevel\"},\n"
     printf "\"model\": {\"type\": \"BPE\", \"vocab\": {\"<|endoftext|>\": 0"
@@ -112,7 +113,11 @@ awk 'BEGIN {
         others += !plain
     }
     n = split("\\u0120 t|h e|\\u0120t he|i n|e r|o n|\\u0120 a|a t", merge, "|")
-    for (i = 1; i <= n; i++) { m = merge[i]; sub(" ", "", m); printf ", \"%s\": %d", m, 256 + i }
+    for (i = 1; i <= n; i++) {
+        both = merge[i]
+        sub(" ", "", both)
+        printf ", \"%s\": %d", both, 256 + i
+    }
     printf "},\n\"merges\": ["
     for (i = 1; i <= n; i++) printf "%s\"%s\"", (i > 1 ? ", " : ""), merge[i]
     print "]}}"
@@ -122,10 +127,12 @@ echo '{"eos_token": "<|endoftext|>", "bos_token": "<|endoftext|>"}' > tok/tokeni
 config config.json ''
 awk 'BEGIN {
     split("cat hen rat dog fox", animal, " "); split("mat den inn bed box", place, " ")
-    for (i = 0; i < 60; i++) printf "{\"question\": \"where is the %s %d?\", \"answer\": \" in the %s\"}\n",
+    row = "{\"question\": \"where is the %s %d?\", \"answer\": \" in the %s\"}\n"
+    for (i = 0; i < 60; i++) printf row,
         animal[i % 5 + 1], i, place[i % 5 + 1]
 }' > pairs.jsonl
-awk 'BEGIN { for (i = 0; i < 60; i++) printf "the cat %d sat on the mat in the inn\n", i }' > text.txt
+awk 'BEGIN { for (i = 0; i < 60; i++) printf "the cat %d sat on the mat in the inn\n", i }' \
+    > text.txt
 
 # -- Help and usage ----------------------------------------------------------------------------
 begin "help"
@@ -174,7 +181,9 @@ misused "init without config" 'config' init --output-dir refused
 begin "init"
 run init --config config.json --tokenizer tok --output-dir model --seed 5
 status_is 0
-for f in config.json model.safetensors tokenizer.json tokenizer_config.json; do holds "model/$f"; done
+for f in config.json model.safetensors tokenizer.json tokenizer_config.json; do
+    holds "model/$f"
+done
 run init --config config.json --tokenizer tok/tokenizer.json --output-dir again --seed 5
 status_is 0
 same model/model.safetensors again/model.safetensors
@@ -210,8 +219,9 @@ run train --model model --data pairs.jsonl --output-dir run --max-steps 12 --lea
     --per-device-train-batch-size 8 --save-steps 5 --eval-split 0.1 --test-split 0.1 \
     --eval-strategy steps --eval-steps 6 --max-length 64
 status_is 0
-for f in config.json model.safetensors tokenizer.json metrics.jsonl run.json eval.jsonl test.jsonl \
-    checkpoint-5/trainer_state.json checkpoint-5/optimizer.safetensors checkpoint-10/config.json; do
+for f in config.json model.safetensors tokenizer.json metrics.jsonl run.json eval.jsonl \
+    test.jsonl checkpoint-5/trainer_state.json checkpoint-5/optimizer.safetensors \
+    checkpoint-10/config.json; do
     holds "run/$f"
 done
 [ ! -s out ] || wrong "train writes to standard output"
@@ -233,7 +243,8 @@ run train --model model --data run/metrics.jsonl --text-column step --skip-bad-l
 status_is 0
 says 'bad lines' # the last row has no step
 awk -F'"loss": ' '/"loss": /{ split($2, v, ","); if (!n++) first = v[1]; last = v[1] }
-    END { exit !(last < first && last > 0) }' run/metrics.jsonl || wrong "the loss does not fall"
+    END { exit !(last < first && last > 0) }' run/metrics.jsonl ||
+    wrong "the loss does not fall"
 end
 
 begin "aliases and both spellings"
@@ -258,7 +269,8 @@ run eval --model run --data run/eval.jsonl --json
 status_is 0
 [ "$(grep -c '' out)" = 1 ] || wrong "more than one line"
 prints \
-    '^{"loss": .*"perplexity": .*"tokens": .*"mean_perplexity": .*"perplexities": \[.*"exact_match": '
+    '^{"loss": .*"perplexity": .*"tokens": .*"mean_perplexity": .*"perplexities": \['
+prints '"texts": .*"bits_per_byte": .*"exact_match": '
 awk -F'[:,] *' '{ d = exp($2) / $4 - 1; exit !(d < 1e-6 && d > -1e-6) }' out ||
     wrong "perplexity is not exp(loss)"
 awk '{ sub(/.*"perplexities": \[/, ""); sub(/\].*/, ""); exit split($0, v, ",") != 5 }' out ||
@@ -323,7 +335,8 @@ done
 end
 
 begin "config file"
-printf '{"model": "model", "data": ["text.txt"], "max_steps": 3, "save_strategy": "no",\n' > c.json
+printf '{"model": "model", "data": ["text.txt"], "max_steps": 3,\n' > c.json
+printf ' "save_strategy": "no",\n' >> c.json
 printf ' "block_size": 32, "learning_rate": 1e-3, "no_shuffle": true}\n' >> c.json
 run train --config-file c.json --output-dir from-file
 status_is 0
@@ -357,7 +370,7 @@ same plain out
 run generate --model run --prompt 'where is the cat 1?' --max-new-tokens 12 --json
 status_is 0
 prints \
-    '^{"prompt": "where is the cat 1?", "completion": ".*", "ids": \[.*\], "tokens_per_second": '
+    '^{"prompt": "where is the cat 1?", "completion": ".*", "ids": \[.*\], "tokens_per_s'
 [ "$(grep -c '' out)" = 1 ] || wrong "more than one line"
 printf 'where is the cat 1?' > prompt
 "$NEOXTUNE" generate --model run --max-new-tokens 12 < prompt > piped 2> err || wrong \
@@ -378,7 +391,8 @@ end
 
 begin "generate: limits"
 run generate --model model --prompt 'the' --max-new-tokens 3 --json
-awk '{ sub(/.*"ids": \[/, ""); sub(/\].*/, ""); n = split($0, v, ","); exit n < 1 || n > 3 }' out ||
+awk '{ sub(/.*"ids": \[/, ""); sub(/\].*/, ""); n = split($0, v, ",")
+    exit n < 1 || n > 3 }' out ||
     wrong "more than three tokens"
 run generate --model model --prompt 'the cat sat on the mat and then' --max-input-tokens 4 \
     --json \
@@ -391,8 +405,8 @@ run generate --model model --prompt '' --max-new-tokens 2
 status_is 0
 end
 
-# The bytes that a model draws need not be UTF-8; what is printed as JSON must be. The JSON reader of
-# the program refuses invalid UTF-8 and invalid JSON, so it is the judge.
+# The bytes that a model draws need not be UTF-8; what is printed as JSON must be. The JSON
+# reader of the program refuses invalid UTF-8 and invalid JSON, so it is the judge.
 begin "generate --json is JSON whatever is drawn"
 awk 'BEGIN { for (i = 0; i < 8; i++) print "prompt " i " \"quoted\" \\ back" }' > prompts.txt
 run generate --model model --prompts prompts.txt --temperature 3 --max-new-tokens 30 --json
@@ -455,7 +469,8 @@ run tokenize --model model t
 end
 
 begin "tokenize: every byte comes back"
-awk 'BEGIN { for (b = 0; b < 256; b++) printf "%c", b; for (b = 255; b > 0; b -= 3) printf "%c%c", b, 65
+awk 'BEGIN { for (b = 0; b < 256; b++) printf "%c", b
+    for (b = 255; b > 0; b -= 3) printf "%c%c", b, 65
     printf "the cat in the \303\251 inn\r\n" }' > bytes
 run tokenize --model model bytes
 status_is 0
@@ -464,7 +479,8 @@ run tokenize --model model --decode ids
 status_is 0
 same out bytes
 if [ -f ../../data/pico-neox/tokenizer.json ]; then
-    printf 'Caf\303\251  \t na\303\257ve <|endoftext|> 12345   end\377\376 \360\237\230\200' > bytes
+    printf 'Caf\303\251  \t na\303\257ve <|endoftext|> 12345   end\377\376 ' > bytes
+    printf '\360\237\230\200' >> bytes
     run tokenize --tokenizer ../../data/pico-neox/tokenizer.json bytes
     status_is 0
     cp out ids
@@ -491,7 +507,8 @@ end
 
 if [ -w /dev/full ]; then
     begin "standard output cannot be written"
-    for command in "eval --model model --data text.txt --json" "generate --model model --prompt the" \
+    for command in "eval --model model --data text.txt --json" \
+        "generate --model model --prompt the" \
         "info --model model" "tokenize --model model text.txt"; do
         status=0
         "$NEOXTUNE" $command > /dev/full 2> err < /dev/null || status=$?
@@ -552,28 +569,36 @@ refused "an empty file" 'broken/model.safetensors: ' $(train_from) broken
 (cat model/model.safetensors; printf 'xxxx') > broken/model.safetensors
 refused "bytes behind the last tensor" 'model.safetensors: 4 bytes follow' $(train_from) broken
 
-safetensors() { # HEADER DATA-BYTES: a file of that header
-    n=${#1}
-    printf "$(printf '\\%03o\\%03o' $((n % 256)) $((n / 256)))\\0\\0\\0\\0\\0\\0"
-    printf '%s' "$1"
-    head -c "$2" /dev/zero
+# entry NAME TYPE SHAPE BEGIN END: a member of the header
+entry() {
+    printf '"%s":{"dtype":"%s","shape":[%s],"data_offsets":[%s,%s]}' "$1" "$2" "$3" "$4" "$5"
+}
+safetensors() { # ENTRIES: the model's file holds these tensors, and 16 bytes of data
+    header="{$1}"
+    n=${#header}
+    {
+        printf "$(printf '\\%03o\\%03o' $((n % 256)) $((n / 256)))\\0\\0\\0\\0\\0\\0"
+        printf '%s' "$header"
+        head -c 16 /dev/zero
+    } > broken/model.safetensors
 }
 E=gpt_neox.embed_in.weight
-safetensors '{"'$E'":{"dtype":"F32","shape":[2,2],"data_offsets":[0,16]},"b":{"dtype":"F32","shape":[2],"data_offsets":[8,16]}}' 16 > broken/model.safetensors
+safetensors "$(entry $E F32 2,2 0 16),$(entry b F32 2 8 16)"
 refused "overlapping tensors" 'model.safetensors: tensor b: overlaps' $(train_from) broken
-safetensors '{"'$E'":{"dtype":"F32","shape":[99999],"data_offsets":[0,399996]}}' 16 > broken/model.safetensors
+safetensors "$(entry $E F32 99999 0 399996)"
 refused "a tensor beyond the file" "tensor $E: ends at byte 399996 of 16" $(train_from) broken
-safetensors '{"'$E'":{"dtype":"F32","shape":[3],"data_offsets":[0,16]}}' 16 > broken/model.safetensors
+safetensors "$(entry $E F32 3 0 16)"
 refused "a size that lies" "tensor $E: has 16 bytes where dtype and shape need 12" \
     $(train_from) broken
-safetensors '{"'$E'":{"dtype":"I32","shape":[4],"data_offsets":[0,16]}}' 16 > broken/model.safetensors
+safetensors "$(entry $E I32 4 0 16)"
 refused "a type weights do not have" "tensor \"$E\" has type I32" $(train_from) broken
 
 # -- What is refused: tokenizers and data ------------------------------------------------------
 copy broken
 rm broken/tokenizer.json
 refused "no tokenizer" 'broken: .*tokenizer.json' $(train_from) broken
-printf '{"pre_tokenizer": {"type": "ByteLevel"}, "model": {"type": "Unigram"}}' > broken/tokenizer.json
+printf '{"pre_tokenizer": {"type": "ByteLevel"}, "model": {"type": "Unigram"}}' \
+    > broken/tokenizer.json
 refused "another tokenizer" 'broken/tokenizer.json: .*Unigram.* not supported' $(train_from) \
     broken
 printf '{"model": ' > broken/tokenizer.json
@@ -678,7 +703,8 @@ end
 begin "refused: numbers that make no sense"
 for bad in "--num-train-epochs inf" "--num-train-epochs 1e300" "--num-train-epochs 0" \
     "--seed 1e300" "--warmup-ratio 7" "--eval-split -1" "--eval-split 1.5" "--eval-split nan" \
-    "--per-device-train-batch-size 0" "--per-device-train-batch-size 9e15 --gradient-accumulation-steps 9e15" \
+    "--per-device-train-batch-size 0" \
+    "--per-device-train-batch-size 9e15 --gradient-accumulation-steps 9e15" \
     "--gradient-accumulation-steps -1" "--max-train-samples -5" "--learning-rate nan" \
     "--learning-rate -1" "--max-length -3" "--block-size -3" "--threads -1"; do
     rm -rf refused
@@ -713,7 +739,7 @@ run init --config config.json --output-dir wall/deep
 status_is 1
 end
 
-# Files of at most 100 KB: the optimizer's is larger. XFSZ is ignored, so that write() says EFBIG.
+# Files of at most 100 KB: the optimizer's is larger. XFSZ is ignored, so that write() fails.
 begin "the disk refuses while saving"
 (
     trap '' XFSZ
