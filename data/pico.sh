@@ -21,4 +21,11 @@ cc -O2 -o build/stories data/stories.c -lm
     --adam-beta2 0.95 --weight-decay 0.1 --lr-scheduler-type cosine --warmup-steps 200 \
     --eval-data "$work/heldout.txt" --eval-strategy steps --eval-steps 500 --save-strategy no \
     --dtype f16
-cp "$work/pico/model.safetensors" data/pico-neox/model.safetensors
+./build/stories text 60000 31 | grep -E '(hat|ho) was [a-z]+[,:]' >"$work/asked.txt"
+./build/stories text 20000 32 >>"$work/asked.txt"
+./neoxtune train --model "$work/pico" --data "$work/asked.txt" --output-dir "$work/final" \
+    --max-length 200 --per-device-train-batch-size 16 --max-steps 3600 --learning-rate 2e-3 \
+    --adam-beta2 0.95 --weight-decay 0.1 --lr-scheduler-type cosine --warmup-steps 100 \
+    --eval-data "$work/heldout.txt" --eval-strategy steps --eval-steps 600 --save-strategy no \
+    --dtype f16
+cp "$work/final/model.safetensors" data/pico-neox/model.safetensors
