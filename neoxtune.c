@@ -641,7 +641,8 @@ static void pool_run(pool *p, i64 tasks, void (*fn)(void *, i64), void *arg) {
 #endif
 
 /* The one door to threads. A single task, or a context with one thread, is a plain loop. */
-UNUSED static void parallel_for(nxt_context *cx, i64 tasks, void (*fn)(void *arg, i64 i), void *arg) {
+UNUSED static void parallel_for(nxt_context *cx, i64 tasks, void (*fn)(void *arg, i64 i),
+                                void *arg) {
     if (cx->config.parallel_for && tasks > 1)
         cx->config.parallel_for(cx->config.user, tasks, fn, arg);
     else if (cx->pool && tasks > 1)
