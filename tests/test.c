@@ -140,6 +140,7 @@ static const test_row tests[] = {
     ROW(evaluate),
     ROW(run_resume),
     ROW(run_metrics),
+    ROW(run_skipped),
     ROW(run_best),
     ROW(save_load_save),
     ROW(save_overflow),

@@ -308,7 +308,7 @@ cmp -s from-record out || wrong "the template of a file changes on its way throu
 run eval --model record --data columns.jsonl --template 'x{a}{b}' --train-on completion
 status_is 0
 grep -q '100.0% trained' err && wrong "options do not win over the record"
-run train --config-file record/run.json --model model --output-dir twin --overwrite-output-dir
+run train --config-file record/run.json --output-dir twin
 status_is 0
 same record/model.safetensors twin/model.safetensors
 end
@@ -804,6 +804,25 @@ if (ulimit -v 60000 && "$NEOXTUNE" --version) > /dev/null 2>&1; then
     end
 else
     skip "out of memory" "the program does not start with 60 MB of addresses"
+fi
+
+# Caches are made for what is asked, not for every position the model could have.
+if (ulimit -v 600000 && "$NEOXTUNE" --version) > /dev/null 2>&1; then
+    begin "eval: memory follows the data"
+    config long.json ', "max_position_embeddings": 200000'
+    run init --config long.json --tokenizer tok --output-dir far
+    (
+        ulimit -v 600000
+        "$NEOXTUNE" eval --model far --data pairs.jsonl --max-eval-samples 20 --threads 1 \
+            --max-new-tokens 4 > out 2> err < /dev/null
+        echo $? > code
+    )
+    status=$(cat code)
+    status_is 0
+    prints 'exact match'
+    end
+else
+    skip "eval: memory follows the data" "the program does not start with 600 MB of addresses"
 fi
 
 # -- Interrupted, and on -----------------------------------------------------------------------

@@ -398,6 +398,49 @@ static void test_run_metrics(void) {
     nxt_context_destroy(cx);
 }
 
+/* A skipped step has no loss, and a model that is infinite no evaluation: the rows say null, the
+ * checkpoint can be read again, and no such state is the best one. */
+static void test_run_skipped(void) {
+    nxt_context *cx = test_context();
+    const char *model = micro_model(cx, "skipped", "", "f32"), *out = text_of("%s-out", model);
+    nxt_run_config c = nxt_run_config_default();
+    nxt_train_config t = micro_training();
+    nxt_run *run = NULL;
+    nxt_run_info info = {0};
+    buffer text = {.cx = cx};
+    rig r;
+    t.max_skipped_steps = 3;
+    c.output_dir = out, c.save_when = NXT_NEVER, c.eval_when = NXT_STEPS, c.eval_steps = 1;
+    if (rig_up(&r, model, NULL, 1, &t)) {
+        float *w = (float *)r.m->layers[1].up.w->w.p, whole = *w;
+        c.eval_data = r.d;
+        if (OK(r.cx, nxt_run_create(&run, r.t, &c, NULL))) {
+            *w = INFINITY;
+            CHECK(OK(r.cx, nxt_run_step(run, &info)) && info.step.skipped);
+            *w = whole;
+            CHECK(run->state.best_step == 0);
+            CHECK(OK(r.cx, nxt_run_step(run, &info)) && !info.step.skipped);
+            CHECK(run->state.best_step == 2 && isfinite(run->state.best));
+            CHECK(OK(r.cx, nxt_run_checkpoint(run, &info)));
+        }
+        nxt_run_destroy(run);
+    }
+    rig_down(&r);
+    CHECK(OK(cx, file_read(cx, text_of("%s/metrics.jsonl", out), 1 << 20, &text)));
+    CHECK(text.p && strstr(text.p, "{\"step\": 1, \"epoch\": ") == text.p);
+    CHECK(text.p && strstr(text.p, "\"loss\": null, \"grad_norm\": null"));
+    CHECK(text.p && strstr(text.p, "\"eval_loss\": null") && !strstr(text.p, "nan"));
+    buffer_free(&text);
+    if (rig_up(&r, model, NULL, 1, &t)) {
+        c.eval_data = r.d;
+        CHECK(OK(r.cx, nxt_run_create(&run, r.t, &c, text_of("%s/checkpoint-2", out))));
+        if (run) CHECK(OK(r.cx, nxt_run_step(run, &info)) && info.step.step == 3);
+        nxt_run_destroy(run);
+    }
+    rig_down(&r);
+    nxt_context_destroy(cx);
+}
+
 static int checkpoints_in(nxt_context *cx, const char *out) {
     i64 *steps, count = 0;
     if (OK(cx, list_checkpoints(cx, out, &steps, &count))) mem_drop(cx, steps);
@@ -551,6 +594,11 @@ static void test_save_overflow(void) {
         CHECK(!is_there(out, "model.safetensors") && !is_there(out, "config.json"));
         c.dtype = "bf16";
         CHECK(OK(r.cx, nxt_model_save(r.m, out, &c)) && is_there(out, "model.safetensors"));
+        ((float *)r.m->layers[1].up.w->w.p)[3] = NAN; /* a model that is lost is not saved */
+        out = text_of("%s-nan", dir);
+        CHECK(nxt_model_save(r.m, out, NULL) == NXT_DIVERGED);
+        CHECK(strstr(nxt_error_message(r.cx), "layers.1.mlp.dense_h_to_4h.weight"));
+        CHECK(nxt_trainer_save(r.t, out) != NXT_OK && !is_there(out, "config.json"));
         c.dtype = "f8";
         CHECK(nxt_model_save(r.m, out, &c) == NXT_ARGUMENT);
     }
@@ -690,7 +738,7 @@ static void test_train_config_refused(void) {
     nxt_train_config good = micro_training();
     rig r;
     if (rig_up(&r, dir, NULL, 1, &good))
-        for (int k = 0; k < 9; k++) {
+        for (int k = 0; k < 18; k++) {
             nxt_train_config c = good;
             nxt_trainer *t = r.t;
             if (k == 0) c.learning_rate = NAN;
@@ -702,6 +750,15 @@ static void test_train_config_refused(void) {
             if (k == 6) c.max_steps = 0, c.num_train_epochs = 0;
             if (k == 7) c.warmup_steps = -1;
             if (k == 8) c.warmup_ratio = NAN;
+            if (k == 9) c.learning_rate = INFINITY;
+            if (k == 10) c.learning_rate = -1;
+            if (k == 11) c.adam_epsilon = 1e-60; /* nothing, as a float */
+            if (k == 12) c.weight_decay = NAN;
+            if (k == 13) c.weight_decay = -0.1;
+            if (k == 14) c.max_grad_norm = INFINITY;
+            if (k == 15) c.warmup_ratio = 2;
+            if (k == 16) c.batch_size = c.gradient_accumulation_steps = (i64)1 << 40;
+            if (k == 17) c.max_steps = 0, c.num_train_epochs = INFINITY;
             CHECK(nxt_trainer_create(&t, r.m, r.d, &c) == NXT_ARGUMENT && !t);
         }
     rig_down(&r);
