@@ -114,13 +114,12 @@ bench: tests/bench.c $(TESTED) ## kernels and a training step, one line each
 	mkdir -p $(B) && $(CC) $(CFLAGS) -pthread -o $(B)/bench tests/bench.c -lm
 	$(B)/bench $(ARGS)
 
-fuzz: ## every tests/fuzz_*.c for FUZZ_SECONDS, with libFuzzer where clang has it
+fuzz: ## every tests/fuzz_*.c for FUZZ_SECONDS (needs clang's libFuzzer)
 	@set -e; mkdir -p build/fuzz; for f in tests/fuzz_*.c; do \
-	    n=$$(basename $$f .c); test $$n != fuzz_main || continue; mkdir -p build/fuzz/$$n.corpus; \
-	    $(CLANG) -O1 -g -pthread -fsanitize=fuzzer,address -o build/fuzz/$$n $$f -lm 2> /dev/null || \
-	        $(CC) -O1 -g -pthread -fsanitize=address -o build/fuzz/$$n $$f tests/fuzz_main.c -lm; \
-	    echo "== $$n"; build/fuzz/$$n -max_total_time=$(FUZZ_SECONDS) \
-	        -artifact_prefix=build/fuzz/ build/fuzz/$$n.corpus; \
+	    n=$$(basename $$f .c); mkdir -p build/fuzz/$$n.corpus; echo "== $$n"; \
+	    $(CLANG) -O1 -g -pthread -fsanitize=fuzzer,address -o build/fuzz/$$n $$f -lm; \
+	    build/fuzz/$$n -max_total_time=$(FUZZ_SECONDS) -artifact_prefix=build/fuzz/ \
+	        build/fuzz/$$n.corpus; \
 	done
 
 demo: neoxtune ## fine-tune the small model of data/ and show what changed (about a minute and a half)

@@ -1192,7 +1192,6 @@ static const nxt_backend reference_ops = {
  * function with a vector type in it is a macro with the type as a parameter; everything
  * else is plain C, inlined into one entry per CPU level and there compiled for that level.
  */
-/* READY: compiles and is correct */
 #if NXT_HAS_SIMD
 
 /* An operand seen from the tile: lanes run along the tile's side (rows of op(A), columns
@@ -1768,8 +1767,6 @@ static size_t matmul_workspace(void) { return 0; }
  * their numbers (I6). Sums run in LANES partial sums (I7), in a fixed order, so that their
  * bits depend neither on the vector width nor on the number of threads.
  */
-/* READY: compiles and is correct; with it, stub_fast.c goes */
-/* READY: compiles and is correct */
 #if NXT_HAS_SIMD
 
 /* -- exp, tanh and the normal distribution ------------------------------------------------
@@ -2796,12 +2793,22 @@ void nxt_context_destroy(nxt_context *cx) {
     cx->config.release(cx->config.user, cx, sizeof *cx);
 }
 
-/* A host's backend takes the place of the table below; everything else is the same. */
+/* A missing operation would be noticed in the middle of a step. */
+static bool backend_is_complete(const nxt_backend *b) {
+    return b->alloc && b->release && b->upload && b->download && b->sync && b->embed_fwd
+           && b->embed_bwd && b->norm_fwd && b->norm_bwd && b->matmul && b->bias_bwd && b->rope
+           && b->attention_fwd && b->attention_bwd && b->act_fwd && b->act_bwd && b->add
+           && b->gather && b->scatter && b->store && b->fill && b->convert && b->xent
+           && b->sumsq && b->adamw;
+}
+
+/* A host's backend takes the place of the table above; everything else is the same. */
 nxt_status nxt_context_create(nxt_context **out, const nxt_context_config *config) {
     nxt_context_config c = config ? *config : nxt_context_config_default();
     nxt_status status;
     *out = NULL;
     if (!c.allocate != !c.release || c.threads < 0) return NXT_ARGUMENT;
+    if (c.backend && !backend_is_complete(c.backend)) return NXT_ARGUMENT;
     if (!c.allocate) c.allocate = default_allocate, c.release = default_release;
     nxt_context *cx = c.allocate(c.user, sizeof *cx);
     if (!cx) return NXT_MEMORY;

@@ -4,7 +4,8 @@
  *
  * Two limits are measured first, by loops that do nothing else: multiply-adds on registers, and
  * reading memory. Then each matrix product of a training step at the shapes of Pythia and of the
- * small model in data/, as a share of the first limit, and each other kernel as memory traffic.
+ * small model in data/, as a share of the first limit, each other kernel as memory traffic, and
+ * whole training steps.
  * The limit is measured again next to every product, since clocks and neighbours change; times
  * are the best of many. NAME runs the lines that contain it. */
 #define NXT_NO_MAIN
@@ -86,11 +87,11 @@ static double read_bandwidth(nxt_context *cx, float *memory, i64 floats) {
 }
 
 /* -- Products --------------------------------------------------------------------------------- */
-typedef struct shape {
+typedef struct product_shape {
     const char *name;
     i64 M, N, K;
     int trans;
-} shape;
+} product_shape;
 
 #define NT NXT_TRANS_B /* Y = X W' */
 #define TN NXT_TRANS_A /* dW += dY' X */
@@ -100,7 +101,7 @@ typedef struct shape {
     {name " dX qkv", rows, C, 3 * C, 0}, {name " dX up", rows, C, 4 * C, 0},                   \
     {name " dX down", rows, 4 * C, C, 0}, {name " dW qkv", 3 * C, C, rows, TN},                \
     {name " dW up", 4 * C, C, rows, TN}, {name " dW down", C, 4 * C, rows, TN}
-static const shape shapes[] = {
+static const product_shape shapes[] = {
     LAYER("70m x256", 512, 256), LAYER("70m x1024", 512, 1024), LAYER("70m x8192", 512, 8192),
     {"70m head Y", 512, 50304, 512, NT}, {"70m head dX", 512, 512, 50304, 0},
     {"70m head dW", 50304, 512, 512, TN},
@@ -109,14 +110,14 @@ static const shape shapes[] = {
     {"pico head Y", 512, 768, 128, NT}, {"pico head dX", 512, 128, 768, 0},
     {"pico head dW", 768, 128, 512, TN},
 };
-static const shape decoding[] = {
+static const product_shape decoding[] = {
     {"decode 70m x1 up", 1, 2048, 512, NT}, {"decode 70m x1 head", 1, 50304, 512, NT},
     {"decode 70m x8 head", 8, 50304, 512, NT}, {"decode 410m x1 down", 1, 1024, 4096, NT},
     {"decode 1b x1 up", 1, 8192, 2048, NT}, {"decode 1b x4 up", 4, 8192, 2048, NT},
 };
 
 /* Best time of a product, and the best peak measured between its runs. */
-static double time_product(nxt_context *cx, const shape *s, float *const memory[3], double *peak) {
+static double time_product(nxt_context *cx, const product_shape *s, float *const memory[3], double *peak) {
     const mat none = {0};
     const bool ta = s->trans & NXT_TRANS_A, tb = s->trans & NXT_TRANS_B;
     const mat a = {memory[0], F32, ta ? s->K : s->M, ta ? s->M : s->K, ta ? s->M : s->K};
@@ -137,7 +138,7 @@ static double time_product(nxt_context *cx, const shape *s, float *const memory[
 static void bench_products(nxt_context *cx, float *const memory[3]) {
     double time_at_peak = 0, time_taken = 0, peak;
     for (i64 i = 0; i < COUNT(shapes); i++) {
-        const shape *s = &shapes[i];
+        const product_shape *s = &shapes[i];
         if (!strstr(s->name, wanted_name)) continue;
         const double flop = 2.0 * (double)s->M * (double)s->N * (double)s->K;
         const double t = time_product(cx, s, memory, &peak);
@@ -152,7 +153,7 @@ static void bench_products(nxt_context *cx, float *const memory[3]) {
         printf("products, weighted by FLOP: %.1f %% of the peak, %d threads, %s\n",
                100 * time_at_peak / time_taken, cx->threads, cx->cpu);
     for (i64 i = 0; i < COUNT(decoding); i++) {
-        const shape *s = &decoding[i];
+        const product_shape *s = &decoding[i];
         if (!strstr(s->name, wanted_name)) continue;
         const double t = time_product(cx, s, memory, &peak);
         printf("%-22s %10.1f us %8.1f GB/s of weights\n", s->name, t * 1e6,
@@ -233,6 +234,59 @@ static void bench_attention(nxt_context *cx, float *const memory[3]) {
         }
 }
 
+/* -- A training step -------------------------------------------------------------------------- */
+/* Batches of random tokens through a model of that config, on its own context. */
+static void bench_step(nxt_context *cx, const char *name, const char *config, i64 batch, i64 length) {
+    enum { STEPS = 4 };
+    nxt_model *model;
+    nxt_trainer *trainer;
+    nxt_dataset *data;
+    nxt_train_config tc = nxt_train_config_default();
+    nxt_step_info info;
+    static i32 ids[STEPS * 1024];
+    static i64 offset[STEPS * 1024 + 1];
+    if (!strstr(name, wanted_name)) return;
+    nxt_status status = mkdir("build", 0777) && errno != EEXIST ? NXT_IO : NXT_OK;
+    if (status == NXT_OK) status = file_replace(cx, "build/bench.json", config, (i64)strlen(config));
+    if (status == NXT_OK) status = nxt_model_init(cx, "build/bench.json", NULL, "build/bench-model", "f16", 1);
+    if (status == NXT_OK) status = nxt_model_load(&model, cx, "build/bench-model");
+    if (status != NXT_OK) exit(printf("%s\n", nxt_error_message(cx)));
+    for (i64 i = 0; i < STEPS * batch * length; i++)
+        ids[i] = (i32)(mix64((u64)i) % (u64)model->s.V);
+    for (i64 i = 0; i <= STEPS * batch; i++) offset[i] = i * length;
+    tc.batch_size = batch, tc.max_steps = 1000;
+    if (nxt_dataset_from_tokens(&data, cx, ids, NULL, offset, STEPS * batch) != NXT_OK
+        || nxt_trainer_create(&trainer, model, data, &tc) != NXT_OK)
+        exit(printf("%s\n", nxt_error_message(cx)));
+    double best = 1e9, flops = 0, peak = 0;
+    const double start = now();
+    for (int run = 0; run < 4 || (run < 50 && now() - start < 10 * seconds_each); run++) {
+        const double before = cx->flops;
+        peak = fmax(peak, peak_now(cx));
+        if (nxt_trainer_step(trainer, &info) != NXT_OK) exit(1);
+        best = fmin(best, info.seconds), flops = cx->flops - before;
+    }
+    printf("%-22s %10.1f ms %8.0f tokens/s, products alone %5.1f %% of the peak\n", name, best * 1e3,
+           (double)(batch * length) / best, peak > 0 ? 100 * flops / best / peak : 0);
+    nxt_trainer_destroy(trainer);
+    nxt_dataset_destroy(data);
+    nxt_model_destroy(model);
+    remove_tree(AT_FDCWD, "build/bench-model");
+}
+
+static void bench_steps(nxt_context *cx) {
+    static const char pythia[] =
+        "{\"model_type\": \"gpt_neox\", \"vocab_size\": 50304, \"hidden_size\": 512,"
+        " \"num_hidden_layers\": 6, \"num_attention_heads\": 8, \"intermediate_size\": 2048}";
+    static const char pico[] =
+        "{\"model_type\": \"gpt_neox\", \"vocab_size\": 1024, \"hidden_size\": 128,"
+        " \"num_hidden_layers\": 5, \"num_attention_heads\": 4, \"intermediate_size\": 512,"
+        " \"rotary_pct\": 0.5}";
+    bench_step(cx, "step pico 32 x 32", pico, 32, 32);
+    bench_step(cx, "step 70m 8 x 128", pythia, 8, 128);
+    bench_step(cx, "step 70m 2 x 512", pythia, 2, 512);
+}
+
 int main(int argc, char **argv) {
     nxt_context_config config = nxt_context_config_default();
     nxt_context *cx;
@@ -261,6 +315,7 @@ int main(int argc, char **argv) {
         bench_products(cx, memory);
         bench_rows(cx, memory);
         bench_attention(cx, memory);
+        bench_steps(cx);
         for (int k = 0; k < 3; k++) mem_drop(cx, memory[k]);
         nxt_context_destroy(cx);
     }

@@ -290,6 +290,11 @@ static void test_context_refused(void) {
     c.allocate = no_memory, c.release = host_release;
     CHECK(nxt_context_create(&cx, &c) == NXT_MEMORY && cx == NULL);
     c = nxt_context_config_default();
+    nxt_backend partial;
+    memset(&partial, 0, sizeof partial);
+    c.backend = &partial; /* a table must be whole */
+    CHECK(nxt_context_create(&cx, &c) == NXT_ARGUMENT && cx == NULL);
+    c = nxt_context_config_default();
     c.cpu = "reference", c.threads = 1;
     if (OK(cx, nxt_context_create(&cx, &c))) {
         CHECK(!strcmp(nxt_context_cpu(cx), "reference") && nxt_context_threads(cx) == 1);

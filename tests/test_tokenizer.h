@@ -41,11 +41,11 @@ static void tiny_json(buffer *b, const tiny *o) {
                  o->model ? o->model : "");
     i32 id = letters_json(b, o->without ? o->without : "");
     for (const char *m = o->merges ? o->merges : ""; *m;) {
-        int n = (int)strcspn(m, ";"), left = (int)strcspn(m, " ");
-        buffer_print(b, ", \"%.*s%.*s\": %d", left, m, n - left - 1, m + left + 1, id++);
+        int n = (int)strcspn(m, ";"), left = (int)strcspn(m, " ;"), right = n - left - (left < n);
+        buffer_print(b, ", \"%.*s%.*s\": %d", left, m, right, m + n - right, id++);
         buffer_text(&merges, merges.n ? ", " : "");
         if (o->pairs)
-            buffer_print(&merges, "[\"%.*s\", \"%.*s\"]", left, m, n - left - 1, m + left + 1);
+            buffer_print(&merges, "[\"%.*s\", \"%.*s\"]", left, m, right, m + n - right);
         else buffer_print(&merges, "\"%.*s\"", n, m);
         m += n + (m[n] == ';');
     }
