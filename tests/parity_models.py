@@ -64,6 +64,13 @@ def random_model(shape, **more):
     return model
 
 
+def in_f32(model):
+    """The stored weights as f32. Made anew: .to(float16) would round the rotary frequencies too, which are computed, not stored."""
+    fresh = GPTNeoXForCausalLM(model.config).eval()
+    fresh.load_state_dict({n: t.float() for n, t in model.state_dict().items()})
+    return fresh.float()
+
+
 def add_tokenizer(folder, data):
     shutil.copyfile(os.path.join(data, "tokenizers/gpt-neox-20b/tokenizer.json"), os.path.join(folder, "tokenizer.json"))
     with open(os.path.join(folder, "tokenizer_config.json"), "w") as f:
@@ -202,7 +209,7 @@ def part_read(a, data, encode):
             for dtype, torch_dtype in DTYPES.items():
                 cast = copy.deepcopy(model).to(torch_dtype)
                 cast.config.dtype = torch_dtype
-                expected = references(copy.deepcopy(cast).float(), encode)
+                expected = references(in_f32(cast), encode)
                 print(f"       {shape} {style} {dtype}: smallest gaps {[f'{min(g):.3f}' for _, g in expected]}, different tokens {[len(set(i)) for i, _ in expected]}")
                 cases = {}
                 for shards in (1, 3):
