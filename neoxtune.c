@@ -194,6 +194,8 @@ struct nxt_context {
     nxt_backend table;       /* the CPU's */
     void *device;            /* the table's own state; the context itself on the CPU */
     const struct kernels *fast; /* what the CPU level brings to §7 */
+    bool bf16;               /* products in bf16: §7 */
+    struct profile *profile; /* §9; NULL unless one was started */
     float *workspace;        /* packed panels of the matrix product: §7 */
     struct arena_chunk *kept; /* texts that live as long as the context */
     double flops;            /* of the matrix products so far, for reports */
@@ -778,6 +780,13 @@ static u64 permute(u64 i, u64 n, u64 key) {
     return i;
 }
 
+/* A clock that never jumps. */
+static double seconds_now(void) {
+    struct timespec t;
+    clock_gettime(CLOCK_MONOTONIC, &t);
+    return (double)t.tv_sec + 1e-9 * (double)t.tv_nsec;
+}
+
 /* ============================================================================
  * § 6  Reference kernels
  *
@@ -1171,16 +1180,17 @@ static const nxt_backend reference_ops = {
  *
  *   1. A tile of C, up to MR rows by NR columns, stays in registers while k runs. Every
  *      step loads MR + NR numbers and does MR * NR multiply-adds with them.
- *   2. B is copied ("packed") beforehand into panels in exactly the order in which the tile
- *      reads them, so that the inner loop walks forward through memory. Transposition and
- *      the conversion of f16 and bf16 happen in that copy:
+ *   2. Both operands are copied ("packed") beforehand into panels in exactly the order in
+ *      which the tile reads them, so that the inner loop walks forward through memory.
+ *      Transposition and the conversion of f16 and bf16 happen in that copy:
  *
+ *          A, M x K  ->  panels of MR rows:      k=0: a[0..MR) | k=1: a[0..MR) | ...
  *          B, K x N  ->  panels of NR columns:   k=0: b[0..NR) | k=1: b[0..NR) | ...
  *
- *      A is read one number at a time, which costs the same wherever it lies: f32 rows and
- *      columns are used in place (measured: 3 to 8 % faster than packing them too).
- *   3. Loops around the tile keep what it reads close: KC steps of one panel of B and the
- *      rows of A of one task lie in the second cache.
+ *      Rows of A a power of two apart would fall into a few sets of the first cache and push
+ *      each other out: read in place they cost a factor of up to three.
+ *   3. Loops around the tile keep what it reads close: KC steps of one panel of B lie in the
+ *      first cache, the panels of A that meet it come from the second.
  *
  * A product with few rows (decoding) reads every weight once and has nothing to gain from a
  * copy: there the rows of B are streamed where they lie.
@@ -1286,6 +1296,8 @@ ALWAYS_INLINE void transpose4(float *out, i64 out_step, const char *p, i64 lane_
     *(v4 *)(out + 3 * out_step) = SHUFFLE(high01, high23, 2, 3, 6, 7);
 }
 
+enum { AHEAD = 12 };
+
 /* A panel whose lanes are rows in memory: a transposition. Sixteen words of one group of
  * four lanes at a time: a cache line or two of each of four rows, however the rows lie. */
 ALWAYS_INLINE void pack_rows(float *out, const operand *x, i64 lane, i64 lanes, i64 k, i64 nk,
@@ -1297,6 +1309,8 @@ ALWAYS_INLINE void pack_rows(float *out, const operand *x, i64 lane, i64 lanes, 
         for (i64 l = 0; l < nr; l += 4) {
             const i64 end = min64(words, from + 16), whole = min64(end, nk / unit);
             i64 j = from;
+            for (i64 i = l + AHEAD; i < l + AHEAD + 4; i++)
+                __builtin_prefetch(base + i * bytes + from * unit * size);
             for (; lanes - l >= 4 && j + 4 <= whole; j += 4)
                 transpose4(out + j * nr + l, nr, base + l * bytes + j * unit * size, bytes,
                            type, pairs);
@@ -1335,6 +1349,7 @@ ALWAYS_INLINE void pack_columns(float *out, const operand *x, i64 lane, i64 lane
     for (i64 j = 0; j < words; j++) {
         const char *const row0 = x->p + lane * size + (k + j * unit) * bytes;
         const char *const row1 = pairs && j * unit + 1 < nk ? row0 + bytes : NULL;
+        for (i64 l = 0; l < lanes * size; l += 64) __builtin_prefetch(row0 + 6 * unit * bytes + l);
         for (i64 l = 0; l < lanes; l += nr)
             copy_lanes(out + l * words + j * nr, row0 + l * size, row1 ? row1 + l * size : NULL,
                        lanes - l, nr, type, pairs);
@@ -1363,25 +1378,52 @@ ALWAYS_INLINE void pack_body(float *out, const operand *x, i64 lane, i64 lanes, 
 }
 
 /* -- The tile ------------------------------------------------------------------------
- * acc (ROWS x NV vectors) = sum over k of a[k] b[k]', k ascending, written to out, whose
- * rows are NV vectors long. Element (i, k) of a lies at a[i * a_row + k * a_step], panels
- * of b have NV vectors per k. The loops over the tile must unroll completely, the first
- * one included: with memset or a loop left in, gcc 12 keeps acc in memory, which costs a
- * factor of six. */
+ * out (ROWS x NV vectors, rows `step` apart) = or += sum over k of a[k] b[k]', k ascending.
+ * A panel of a has MR numbers per k, one of b NV vectors. The loops over the tile must
+ * unroll completely, the first one included: with memset or a loop left in, gcc 12 keeps acc
+ * in memory, which costs a factor of six. */
 #define UNROLL _Pragma("GCC unroll 16")
 #define MULTIPLY_ADD(acc, a, b) (acc) += (a) * (b)
-#define DEFINE_TILE(NAME, AT, V, ROWS, NV, STEP)                                                \
-    AT FUSED static void NAME(float *out, const float *a, i64 a_row, i64 a_step,            \
+#define DEFINE_TILE(NAME, AT, V, MR, ROWS, NV, STEP)                                        \
+    AT FUSED static void NAME(float *out, i64 step, bool add, const float *a,               \
                               const float *b, i64 K) {                                      \
         V acc[ROWS][NV];                                                                    \
         UNROLL for (int i = 0; i < ROWS; i++)                                               \
             UNROLL for (int j = 0; j < NV; j++) acc[i][j] = (V){0};                         \
-        for (i64 k = 0; k < K; k++, a += a_step, b += NV * sizeof(V) / sizeof *b)           \
+        for (i64 k = 0; k < K; k++, a += MR, b += NV * sizeof(V) / sizeof *b)               \
             UNROLL for (int i = 0; i < ROWS; i++)                                           \
                 UNROLL for (int j = 0; j < NV; j++)                                         \
-                    STEP(acc[i][j], a[i * a_row], ((const V *)b)[j]);                       \
+                    STEP(acc[i][j], a[i], ((const V *)b)[j]);                               \
         UNROLL for (int i = 0; i < ROWS; i++)                                               \
-            UNROLL for (int j = 0; j < NV; j++) ((V *)out)[i * NV + j] = acc[i][j];         \
+            UNROLL for (int j = 0; j < NV; j++) {                                           \
+                V *to = (V *)(out + i * step) + j;                                          \
+                if (add) *to += acc[i][j];                                                  \
+                else *to = acc[i][j];                                                       \
+            }                                                                               \
+    }
+
+/* What the tile is measured against: its step on registers alone. Twelve chains cover the
+ * latency of a multiply-add (four to six cycles, two a cycle). The empty asm keeps each chain
+ * in its register, step by step. */
+#if NXT_HAS_X86
+#define KEEP(x) __asm__ volatile("" : "+v"(x))
+#elif defined(__aarch64__)
+#define KEEP(x) __asm__ volatile("" : "+w"(x))
+#else
+#define KEEP(x) __asm__ volatile("" : "+m"(x))
+#endif
+enum { PEAK_STEPS = 20000, PEAK_CHAINS = 12 };
+#define DEFINE_PEAK(NAME, AT, V, STEP)                                                      \
+    AT FUSED static void NAME(void *arg, i64 task) {                                        \
+        V chain[PEAK_CHAINS], b = (V){0} + 1e-3f;                                           \
+        UNROLL for (int i = 0; i < PEAK_CHAINS; i++) chain[i] = b;                          \
+        for (int k = 0; k < PEAK_STEPS; k++)                                                \
+            UNROLL for (int i = 0; i < PEAK_CHAINS; i++) {                                  \
+                STEP(chain[i], 0.999f, b);                                                  \
+                KEEP(chain[i]);                                                             \
+            }                                                                               \
+        UNROLL for (int i = 1; i < PEAK_CHAINS; i++) chain[0] += chain[i];                  \
+        ((float *)arg)[task & 63] = chain[0][0];                                            \
     }
 
 /* rows x cols of C = alpha tile + beta C + bias. beta 0 does not read C. */
@@ -1446,16 +1488,17 @@ ALWAYS_INLINE void merge_body(float *c, i64 c_step, const float *tile, i64 nr, i
 /* -- What one CPU level brings -----------------------------------------------------------
  * Leaves compiled for it, each a row, a panel or a tile of work. The loops around them and
  * the threads are the same code for all levels. */
-typedef void tile_fn(float *out, const float *a, i64 a_row, i64 a_step, const float *b, i64 K);
+typedef void tile_fn(float *out, i64 step, bool add, const float *a, const float *b, i64 K);
 typedef void pack_fn(float *out, const operand *x, i64 lane, i64 lanes, i64 k, i64 nk);
 typedef void dots_fn(float *out, i64 out_step, const float *a, i64 a_step, const char *b,
                      i64 b_bytes, i64 K, dtype type);
 
 /* How a product is computed. A word is a float, or a pair of bf16 of neighbouring k. */
 typedef struct tiling {
-    tile_fn *tile[4]; /* [i] computes 4 i rows, up to mr; [0] one row */
-    pack_fn *pack;
-    int k_per_word;
+    tile_fn *tile[3];         /* [i] computes 4 (i + 1) rows, up to mr */
+    pack_fn *pack_a, *pack_b; /* panels of mr, of nr lanes */
+    void (*peak)(void *arg, i64 task);
+    int k_per_word, words;    /* words: of a vector */
 } tiling;
 
 /* The kernels of §8 come in three shapes: a piece of a row, a task, a chunk of scores. */
@@ -1472,31 +1515,23 @@ typedef struct kernels {
     dots_fn *dots, *dots1; /* dots_rows rows, one row */
     void (*merge)(float *c, i64 c_step, const float *tile, i64 rows, i64 cols, float alpha,
                   float beta, const float *bias);
-    row_fn *act_fwd, *act_bwd, *add, *norm_fwd, *xent, *sumsq, *adamw, *rope;
-    task_fn *norm_bwd, *attention_row, *attention_delta;
-    score_fn *softmax, *rescale, *slope_by_query, *slope_by_key;
+    row_fn *act_fwd, *act_bwd, *add, *norm_fwd, *xent, *sumsq, *adamw, *rope, *attention_delta;
+    task_fn *norm_bwd, *attention_row;
+    score_fn *softmax, *shrink, *slope_by_query, *slope_by_key;
 } kernels;
 
 enum { MAX_MR = 12, MAX_NR = 32 };
 
-/* Computes as many of `rows` rows as one tile can, and returns how many. */
-static i64 tile_rows(const kernels *f, const tiling *t, i64 rows, float *out, const float *a,
-                     i64 a_row, i64 a_step, const float *b, i64 K) {
-    const i64 i = min64(rows, f->mr) / 4;
-    t->tile[i](out, a, a_row, a_step, b, K);
-    return i ? 4 * i : 1;
-}
-
 /* -- The loops ---------------------------------------------------------------------------
  *
- *     for each block of N x K that fits PACKED:                      pack B
- *       for each block of M x K, if A cannot be read in place:       pack A
+ *     for each block of N x K that fits PACKED:    pack B
+ *       for each block of M x K that fits:         pack A
  *         tasks of C, TASK_TILES x TASK_TILES tiles each:
  *           for KC steps of k, for each panel of B, for each tile of rows: the tile
  */
 enum {
-    KC = 512,           /* words of k per visit of a tile: a panel of B is 64 KB */
-    KMAX = 1024,        /* most words of k in a block: two visits */
+    KC = 256,           /* words of k per visit of a tile: a panel of B is 32 KB */
+    KMAX = 1024,        /* most words of k in a block: four visits */
     PACKED = 1 << 19,   /* words of packed B, and of packed A: 2 MB each */
     PACK_PANELS = 8,    /* panels of one packing task */
     TASK_TILES = 8,
@@ -1513,7 +1548,7 @@ typedef struct product {
     mat c, bias;
     i64 M, N, K;
     float alpha, beta;
-    bool a_in_place;            /* f32, read where it lies */
+    bool plain_start;           /* C begins as beta C + bias, with neither 0 or 1 nor absent */
     float *packed_a, *packed_b;
     i64 m0, n0, k0, bm, bn, bk; /* the block being computed */
     i64 words;                  /* of bk */
@@ -1524,38 +1559,32 @@ typedef struct product {
 static void pack_task(void *arg, i64 i) {
     const product *p = arg;
     const bool is_a = i < p->a_tasks;
-    const i64 unit = PACK_PANELS * p->f->nr, lane = (is_a ? i : i - p->a_tasks) * unit;
-    p->t->pack((is_a ? p->packed_a : p->packed_b) + lane * p->words, is_a ? &p->a : &p->b,
-               lane + (is_a ? p->m0 : p->n0), min64(unit, (is_a ? p->bm : p->bn) - lane),
-               p->k0, p->bk);
+    const i64 unit = PACK_PANELS * (is_a ? p->f->mr : p->f->nr);
+    const i64 lane = (is_a ? i : i - p->a_tasks) * unit;
+    (is_a ? p->t->pack_a : p->t->pack_b)(
+        (is_a ? p->packed_a : p->packed_b) + lane * p->words, is_a ? &p->a : &p->b,
+        lane + (is_a ? p->m0 : p->n0), min64(unit, (is_a ? p->bm : p->bn) - lane), p->k0, p->bk);
 }
 
-/* C += the products of part of k, from (m, n) of C on; the first part starts it. */
-static void merge_into_c(const product *p, i64 m, i64 n, const float *tile, i64 rows, i64 cols,
-                         bool first) {
-    float bias[MAX_NR] = {0};
-    if (first && p->bias.p) load_floats(bias, p->bias.p, p->bias.type, n, cols);
-    p->f->merge(row_of(p->c, m) + n, p->c.stride, tile, rows, cols, p->alpha,
-                first ? p->beta : 1, bias);
-}
-
-/* A tile at (m, n) of the block, `words` words of k from `word`. Returns its rows. */
-static i64 compute_tile(const product *p, i64 m, i64 end, i64 n, i64 word, i64 words) {
-    const i64 nr = p->f->nr, in_panel = m % nr, cols = min64(nr, p->bn - n);
-    const float *b = p->packed_b + n * p->words + word * nr;
-    const float *a = p->packed_a + (m - in_panel) * p->words + word * nr + in_panel;
-    float tile[MAX_MR * MAX_NR] __attribute__((aligned(64)));
-    i64 rows = min64(p->f->mr, end - m), a_row = 1, a_step = nr;
-    for (i64 i = 0; i < rows; i++) /* C is needed when the tile is done */
-        __builtin_prefetch(row_of(p->c, p->m0 + m + i) + p->n0 + n, 1);
-    if (p->a_in_place) {
-        a_row = p->a.lane_step;
-        a_step = p->a.k_step;
-        a = (const float *)(const void *)p->a.p + (p->m0 + m) * a_row + (p->k0 + word) * a_step;
-    } else rows = min64(rows, nr - in_panel);
-    rows = tile_rows(p->f, p->t, rows, tile, a, a_row, a_step, b, words);
-    merge_into_c(p, p->m0 + m, p->n0 + n, tile, rows, cols, p->k0 + word == 0);
-    return rows;
+/* A tile at (m, n) of the block, `words` words of k from `word`. A whole tile is added to C in
+ * registers; where it is cut, scaled or meets the bias it goes through memory. The panels end
+ * in zeros, so a tile may compute rows that nobody asked for. */
+static void compute_tile(const product *p, i64 m, i64 n, i64 word, i64 words) {
+    const i64 mr = p->f->mr, nr = p->f->nr, rows = min64(mr, p->bm - m);
+    const i64 cols = min64(nr, p->bn - n);
+    const bool first = p->k0 + word == 0;
+    const float *const a = p->packed_a + m * p->words + word * mr;
+    const float *const b = p->packed_b + n * p->words + word * nr;
+    float *const c = row_of(p->c, p->m0 + m) + p->n0 + n;
+    tile_fn *const tile = p->t->tile[(rows - 1) / 4];
+    if (rows % 4 == 0 && cols == nr && p->alpha == 1 && !(first && p->plain_start)) {
+        tile(c, p->c.stride, !first || p->beta == 1, a, b, words);
+        return;
+    }
+    float out[MAX_MR * MAX_NR] __attribute__((aligned(64))), bias[MAX_NR] = {0};
+    if (first && p->bias.p) load_floats(bias, p->bias.p, p->bias.type, p->n0 + n, cols);
+    tile(out, nr, false, a, b, words);
+    p->f->merge(c, p->c.stride, out, rows, cols, p->alpha, first ? p->beta : 1, bias);
 }
 
 static void tile_task(void *arg, i64 i) {
@@ -1566,7 +1595,7 @@ static void tile_task(void *arg, i64 i) {
     do { /* once for K = 0 too: C = beta C + bias */
         const i64 words = min64(KC, p->words - word);
         for (i64 n = n0; n < n1; n += p->f->nr)
-            for (i64 m = m0; m < m1;) m += compute_tile(p, m, m1, n, word, words);
+            for (i64 m = m0; m < m1; m += p->f->mr) compute_tile(p, m, n, word, words);
         word += KC;
     } while (word < p->words);
 }
@@ -1578,9 +1607,8 @@ static i64 block_size(i64 n, i64 most, i64 unit) {
 }
 
 static void compute_block(nxt_context *cx, product *p, bool pack_a, bool pack_b) {
-    const i64 panels = PACK_PANELS * p->f->nr;
-    p->a_tasks = pack_a ? ceil_div(p->bm, panels) : 0;
-    const i64 tasks = p->a_tasks + (pack_b ? ceil_div(p->bn, panels) : 0);
+    p->a_tasks = pack_a ? ceil_div(p->bm, PACK_PANELS * p->f->mr) : 0;
+    const i64 tasks = p->a_tasks + (pack_b ? ceil_div(p->bn, PACK_PANELS * p->f->nr) : 0);
     if (tasks) parallel_for(cx, tasks, pack_task, p);
     p->tm = TASK_TILES * p->f->mr;
     p->tn = TASK_TILES * p->f->nr;
@@ -1589,9 +1617,8 @@ static void compute_block(nxt_context *cx, product *p, bool pack_a, bool pack_b)
 
 static void matmul_packed(nxt_context *cx, product *p) {
     const i64 unit = p->t->k_per_word, bk = block_size(p->K, KMAX * unit, unit);
-    const i64 most = PACKED / max64(1, bk / unit), nr = p->f->nr;
-    const i64 bm = p->a_in_place ? p->M : block_size(p->M, most, nr);
-    const i64 bn = block_size(p->N, most, nr);
+    const i64 most = PACKED / max64(1, bk / unit);
+    const i64 bm = block_size(p->M, most, p->f->mr), bn = block_size(p->N, most, p->f->nr);
     p->packed_a = cx->workspace;
     p->packed_b = cx->workspace + PACKED + KMAX * MAX_NR;
     for (p->n0 = 0; p->n0 < p->N; p->n0 += bn) {
@@ -1603,7 +1630,7 @@ static void matmul_packed(nxt_context *cx, product *p) {
                 p->bk = min64(bk, p->K - p->k0);
                 p->words = ceil_div(p->bk, unit);
                 const bool a_is_there = p->n0 && bm >= p->M && bk >= p->K;
-                compute_block(cx, p, !p->a_in_place && !a_is_there, p->m0 == 0);
+                compute_block(cx, p, !a_is_there, p->m0 == 0);
             }
             p->k0 += bk;
         } while (p->k0 < p->K);
@@ -1630,7 +1657,9 @@ static void dots_task(void *arg, i64 i) {
                 m += many ? p->f->dots_rows : 1;
             }
         }
-        merge_into_c(p, 0, n0, tile, p->M, cols, true);
+        float bias[MAX_NR] = {0};
+        if (p->bias.p) load_floats(bias, p->bias.p, p->bias.type, n0, cols);
+        p->f->merge(row_of(p->c, 0) + n0, p->c.stride, tile, p->M, cols, p->alpha, p->beta, bias);
     }
 }
 
@@ -1645,7 +1674,7 @@ static void matmul_with(nxt_context *cx, const tiling *t, mat c, mat a, mat b, i
     const bool a_f32 = a.type == F32 && (uintptr_t)a.p % sizeof(float) == 0;
     product p = {.f = cx->fast, .t = t, .M = c.rows, .N = c.cols, .K = ta ? a.rows : a.cols,
                  .c = c, .bias = bias, .alpha = alpha, .beta = beta,
-                 .a_in_place = a_f32 && t->k_per_word == 1};
+                 .plain_start = bias.p || (beta != 0 && beta != 1)};
     p.a = (operand){a.p, a.type, ta ? 1 : a.stride, ta ? a.stride : 1};
     p.b = (operand){b.p, b.type, tb ? b.stride : 1, tb ? 1 : b.stride};
     if (p.M <= SMALL_M && p.N >= 4 && tb && !ta && a_f32) matmul_dots(cx, &p);
@@ -1661,64 +1690,71 @@ static void fast_matmul(void *s, mat c, mat a, mat b, int trans, float alpha, fl
 /* -- The levels ------------------------------------------------------------------------
  * A tile fills the vector registers: 16 of 4 (SSE2) or 8 (AVX2) floats, 32 of 16 (AVX-512)
  * or 4 (NEON), less one row of b and one number of a. */
-#define DEFINE_MATMUL(LEVEL, AT, V, NV)                                                     \
-    AT FUSED static void pack_##LEVEL(float *out, const operand *x, i64 lane, i64 lanes,    \
-                                      i64 k, i64 nk) {                                      \
-        pack_body(out, x, lane, lanes, k, nk, NV * (i64)sizeof(V) / 4, false);                     \
+#define DEFINE_MATMUL(LEVEL, AT, V, MR, NV)                                                 \
+    AT FUSED static void pack_a_##LEVEL(float *out, const operand *x, i64 lane, i64 lanes,  \
+                                        i64 k, i64 nk) {                                    \
+        pack_body(out, x, lane, lanes, k, nk, MR, false);                                   \
+    }                                                                                       \
+    AT FUSED static void pack_b_##LEVEL(float *out, const operand *x, i64 lane, i64 lanes,  \
+                                        i64 k, i64 nk) {                                    \
+        pack_body(out, x, lane, lanes, k, nk, NV * (i64)sizeof(V) / 4, false);              \
     }                                                                                       \
     AT FUSED static void merge_##LEVEL(float *c, i64 c_step, const float *tile, i64 rows,   \
                                        i64 cols, float alpha, float beta,                   \
                                        const float *bias) {                                 \
         merge_body(c, c_step, tile, NV * (i64)sizeof(V) / 4, rows, cols, alpha, beta, bias); \
     }                                                                                       \
-    DEFINE_TILE(tile1_##LEVEL, AT, V, 1, NV, MULTIPLY_ADD)                                  \
-    DEFINE_TILE(tile4_##LEVEL, AT, V, 4, NV, MULTIPLY_ADD)
+    DEFINE_PEAK(peak_##LEVEL, AT, V, MULTIPLY_ADD)                                          \
+    DEFINE_TILE(tile4_##LEVEL, AT, V, MR, 4, NV, MULTIPLY_ADD)
 
 #define AT_BASELINE
-DEFINE_MATMUL(baseline, AT_BASELINE, v4, 2)
+#if defined(__aarch64__)
+#define BASELINE_MR 12
+#define BASELINE_TILES .mr = 12, .f32.tile = {tile4_baseline, tile8_baseline, tile12_baseline}
+DEFINE_TILE(tile8_baseline, AT_BASELINE, v4, 12, 8, 2, MULTIPLY_ADD)
+DEFINE_TILE(tile12_baseline, AT_BASELINE, v4, 12, 12, 2, MULTIPLY_ADD)
+#else
+#define BASELINE_MR 4
+#define BASELINE_TILES .mr = 4, .f32.tile = {tile4_baseline}
+#endif
+DEFINE_MATMUL(baseline, AT_BASELINE, v4, BASELINE_MR, 2)
 DEFINE_DOTS(dots_baseline, AT_BASELINE, v4, load_v4, 2)
 DEFINE_DOTS(dots1_baseline, AT_BASELINE, v4, load_v4, 1)
-#if defined(__aarch64__)
-DEFINE_TILE(tile8_baseline, AT_BASELINE, v4, 8, 2, MULTIPLY_ADD)
-DEFINE_TILE(tile12_baseline, AT_BASELINE, v4, 12, 2, MULTIPLY_ADD)
-#define BASELINE_TILES .mr = 12, .f32.tile = {tile1_baseline, tile4_baseline, tile8_baseline, \
-                                              tile12_baseline}
-#else
-#define BASELINE_TILES .mr = 4, .f32.tile = {tile1_baseline, tile4_baseline}
-#endif
-
 #if NXT_HAS_X86
 #define AT_AVX2 __attribute__((target("avx2,fma")))
-DEFINE_MATMUL(avx2, AT_AVX2, v8, 3)
+DEFINE_MATMUL(avx2, AT_AVX2, v8, 4, 3)
 DEFINE_DOTS(dots_avx2, AT_AVX2, v8, load_v8, 2)
 DEFINE_DOTS(dots1_avx2, AT_AVX2, v8, load_v8, 1)
 
 #define AT_AVX512 __attribute__((target("avx512f,avx512bw,avx512dq,avx512vl,fma")))
-DEFINE_MATMUL(avx512, AT_AVX512, v16, 2)
+DEFINE_MATMUL(avx512, AT_AVX512, v16, 12, 2)
 DEFINE_DOTS(dots_avx512, AT_AVX512, v16, load_v16, 4)
 DEFINE_DOTS(dots1_avx512, AT_AVX512, v16, load_v16, 1)
-DEFINE_TILE(tile8_avx512, AT_AVX512, v16, 8, 2, MULTIPLY_ADD)
-DEFINE_TILE(tile12_avx512, AT_AVX512, v16, 12, 2, MULTIPLY_ADD)
+DEFINE_TILE(tile8_avx512, AT_AVX512, v16, 12, 8, 2, MULTIPLY_ADD)
+DEFINE_TILE(tile12_avx512, AT_AVX512, v16, 12, 12, 2, MULTIPLY_ADD)
 
 /* bf16: one instruction multiplies 32 pairs and adds both products of a pair to a float. */
 #define AT_BF16 __attribute__((target("avx512f,avx512bw,avx512dq,avx512vl,avx512bf16,fma")))
 #define MULTIPLY_ADD_PAIRS(acc, a, b)                                                       \
-    (acc) = _mm512_dpbf16_ps(acc, (__m512bh)_mm512_set1_ps(a), (__m512bh)(b))
-DEFINE_TILE(tile1_bf16, AT_BF16, __m512, 1, 2, MULTIPLY_ADD_PAIRS)
-DEFINE_TILE(tile4_bf16, AT_BF16, __m512, 4, 2, MULTIPLY_ADD_PAIRS)
-DEFINE_TILE(tile8_bf16, AT_BF16, __m512, 8, 2, MULTIPLY_ADD_PAIRS)
-DEFINE_TILE(tile12_bf16, AT_BF16, __m512, 12, 2, MULTIPLY_ADD_PAIRS)
-AT_BF16 static void pack_bf16(float *out, const operand *x, i64 lane, i64 lanes, i64 k,
-                              i64 nk) {
+    (acc) = (v16)_mm512_dpbf16_ps((__m512)(acc), (__m512bh)_mm512_set1_ps(a), (__m512bh)(b))
+DEFINE_PEAK(peak_bf16, AT_BF16, v16, MULTIPLY_ADD_PAIRS)
+DEFINE_TILE(tile4_bf16, AT_BF16, v16, 12, 4, 2, MULTIPLY_ADD_PAIRS)
+DEFINE_TILE(tile8_bf16, AT_BF16, v16, 12, 8, 2, MULTIPLY_ADD_PAIRS)
+DEFINE_TILE(tile12_bf16, AT_BF16, v16, 12, 12, 2, MULTIPLY_ADD_PAIRS)
+AT_BF16 static void pack_a_bf16(float *out, const operand *x, i64 lane, i64 lanes, i64 k,
+                                i64 nk) {
+    pack_body(out, x, lane, lanes, k, nk, 12, true);
+}
+AT_BF16 static void pack_b_bf16(float *out, const operand *x, i64 lane, i64 lanes, i64 k,
+                                i64 nk) {
     pack_body(out, x, lane, lanes, k, nk, 32, true);
 }
 static const tiling bf16_tiling = {
-    .tile = {tile1_bf16, tile4_bf16, tile8_bf16, tile12_bf16}, .pack = pack_bf16,
-    .k_per_word = 2};
+    .tile = {tile4_bf16, tile8_bf16, tile12_bf16}, .pack_a = pack_a_bf16,
+    .pack_b = pack_b_bf16, .peak = peak_bf16, .k_per_word = 2, .words = 16};
 #endif
 
-/* How --bf16 multiplies on this machine, or NULL: both operands rounded to bf16 while they
- * are packed, sums in f32. */
+/* The bf16 tiling, or NULL where the processor has no such instruction. */
 static const tiling *bf16_matmul(const nxt_context *cx) {
     (void)cx;
 #if NXT_HAS_X86
@@ -1727,6 +1763,17 @@ static const tiling *bf16_matmul(const nxt_context *cx) {
         return &bf16_tiling;
 #endif
     return NULL;
+}
+
+/* Whether it beats f32. AMD's cores start one such instruction a cycle: twice the products of
+ * f32. Intel's start one in two cycles beside two of f32: half (Zen 4 and Emerald Rapids,
+ * measured; Intel's fast way is AMX, another instruction set). */
+static bool bf16_pays(const nxt_context *cx) {
+#if NXT_HAS_X86
+    return bf16_matmul(cx) && __builtin_cpu_is("amd");
+#else
+    return bf16_matmul(cx) != NULL;
+#endif
 }
 
 static void fast_matmul_bf16(void *s, mat c, mat a, mat b, int trans, float alpha, float beta,
@@ -2309,9 +2356,9 @@ static void fast_convert(void *s, mat y, mat x) {
 }
 
 /* -- Attention --------------------------------------------------------------------------------
- * No T x T matrix. A task owns nr lanes of one head (queries, or keys for dk and dv) and
- * walks through the other side in chunks of CHUNK rows, cut to what its lanes see. All
- * products are tiles of §7, with the rows' side read in place:
+ * No T x T matrix. A task owns up to PANELS panels of nr lanes of one head (queries, or keys
+ * for dk and dv) and walks through the other side in chunks of CHUNK rows, cut to what its
+ * lanes see. A chunk is packed once and meets every panel; all products are tiles of §7:
  *
  *                      scores s[row][lane]             accumulated out[d][lane]
  *   forward  keys x queries    s = K Q'                        y'  = V' p
@@ -2320,7 +2367,7 @@ static void fast_convert(void *s, mat y, mat x) {
  *
  * dk and dv get their own pass, which computes s and dp again (7 products where 5 would do):
  * so every number is summed by one task in one order. */
-enum { CHUNK = 96 };
+enum { CHUNK = 96, PANELS = 4 };
 
 typedef struct attention_job {
     const kernels *f;
@@ -2328,17 +2375,21 @@ typedef struct attention_job {
     mat lse, delta;
     const i32 *first, *last;
     float scale;
+    i64 panels;       /* of a task: fewer for large heads, so that its slot stays in the cache */
+    i64 width;        /* size of a head rounded up to whole panels of mr */
     float *space;     /* one slot per task that runs at the moment */
     i64 slot;         /* floats of it */
     _Atomic u64 free; /* bit i: slot i is free */
 } attention_job;
 
-/* What a task works with: two panels of lanes (size, nr), two sums and a tile of the same
- * shape, two chunks of scores (CHUNK, nr), and numbers per lane or per row of a chunk. */
+/* What a task works with: for each panel two packed operands and two sums, (width, nr) each;
+ * two chunks of scores, (CHUNK, nr); the chunk's rows packed with rows or with the head's
+ * values as lanes, (CHUNK, width); and numbers per lane or per row of a chunk. */
 typedef struct workbench {
-    float *lane[2], *out[2], *tile, *s, *dp;
-    float top[CHUNK], sum[CHUNK], shrink[CHUNK], lse[CHUNK], delta[CHUNK];
-    i32 first[MAX_NR], last[MAX_NR];
+    float *lane[2][PANELS], *out[2][PANELS], *s, *dp, *rows[2], *values[2];
+    float top[PANELS * MAX_NR], sum[PANELS * MAX_NR], shrink[PANELS * MAX_NR];
+    float lse[PANELS * MAX_NR], delta[PANELS * MAX_NR];
+    i32 first[PANELS * MAX_NR], last[PANELS * MAX_NR];
     int slot;
 } workbench;
 
@@ -2384,18 +2435,17 @@ ALWAYS_INLINE void softmax_body(float *s, float *dp, i64 keys, i64 at, const lan
     for (i64 l = 0; l < nr; l++) q->sum[l] = q->sum[l] * q->shrink[l] + sum[l];
 }
 
-/* out = out * shrink + tile, both (rows, nr) */
-ALWAYS_INLINE void rescale_body(float *restrict out, const float *restrict tile, i64 rows,
-                                i64 at, const lane_state *q, i64 nr) {
-    (void)at;
+/* out (rows, nr) shrinks with its lanes' sums. */
+ALWAYS_INLINE void shrink_body(float *restrict out, float *dp, i64 rows, i64 at,
+                               const lane_state *q, i64 nr) {
+    (void)dp, (void)at;
     const float *restrict shrink = q->shrink;
     for (i64 d = 0; d < rows; d++)
-        for (i64 l = 0; l < nr; l++)
-            out[d * nr + l] = out[d * nr + l] * shrink[l] + tile[d * nr + l];
+        for (i64 l = 0; l < nr; l++) out[d * nr + l] *= shrink[l];
 }
 
 /* s becomes ds = scale p (dp - delta), queries in the lanes. */
-ALWAYS_INLINE void slope_by_query_body(float *restrict s, const float *restrict dp, i64 keys,
+ALWAYS_INLINE void slope_by_query_body(float *restrict s, float *restrict dp, i64 keys,
                                        i64 at, const lane_state *q, i64 nr) {
     const i32 *const first = q->first, *const last = q->last;
     const float *const lse = q->lse, *const delta = q->delta, scale = q->scale;
@@ -2462,11 +2512,10 @@ ALWAYS_INLINE void attention_row_body(void *arg, i64 task) {
     row_of(a->lse, r)[h] = top + logf(total);
 }
 
-ALWAYS_INLINE void attention_delta_body(void *arg, i64 n) { /* dy.y of every head: §6 */
-    const attention_job *a = arg;
-    for (int h = 0; h < a->q.heads; h++)
-        row_of(a->delta, n)[h] = dot_lanes(head_of(a->dy, n, h), head_of(a->y, n, h),
-                                           a->q.size);
+ALWAYS_INLINE void attention_delta_row(const row_job *j, piece p) { /* dy.y of every head: §6 */
+    for (int h = 0; h < j->to.heads; h++)
+        row_of(j->y, p.r)[h] = dot_lanes(head_of(j->from, p.r, h), head_of(j->to, p.r, h),
+                                         j->to.size);
 }
 
 /* -- Entries per level ------------------------------------------------------------------------- */
@@ -2485,109 +2534,160 @@ ALWAYS_INLINE void attention_delta_body(void *arg, i64 n) { /* dy.y of every hea
     ROW_ENTRY(AT, LEVEL, adamw) ROW_ENTRY(AT, LEVEL, rope)                                  \
     TASK_ENTRY(AT, norm_bwd_##LEVEL, norm_bwd_rows)                                         \
     TASK_ENTRY(AT, attention_row_##LEVEL, attention_row_body)                               \
-    TASK_ENTRY(AT, attention_delta_##LEVEL, attention_delta_body)                           \
-    SCORE_ENTRY(AT, LEVEL, softmax, NR) SCORE_ENTRY(AT, LEVEL, rescale, NR)                 \
+    ROW_ENTRY(AT, LEVEL, attention_delta)                                                   \
+    SCORE_ENTRY(AT, LEVEL, softmax, NR) SCORE_ENTRY(AT, LEVEL, shrink, NR)                  \
     SCORE_ENTRY(AT, LEVEL, slope_by_query, NR) SCORE_ENTRY(AT, LEVEL, slope_by_key, NR)
 #define ENTRIES(LEVEL)                                                                      \
-    .f32.pack = pack_##LEVEL, .f32.k_per_word = 1, .merge = merge_##LEVEL,                  \
-    .dots = dots_##LEVEL, .dots1 = dots1_##LEVEL, .act_fwd = act_fwd_##LEVEL,               \
-    .act_bwd = act_bwd_##LEVEL, .add = add_##LEVEL, .norm_fwd = norm_fwd_##LEVEL,           \
-    .norm_bwd = norm_bwd_##LEVEL, .xent = xent_##LEVEL, .sumsq = sumsq_##LEVEL,             \
-    .adamw = adamw_##LEVEL, .rope = rope_##LEVEL, .attention_row = attention_row_##LEVEL,   \
+    .f32.pack_a = pack_a_##LEVEL, .f32.pack_b = pack_b_##LEVEL, .f32.peak = peak_##LEVEL,   \
+    .f32.k_per_word = 1, .merge = merge_##LEVEL, .dots = dots_##LEVEL,                      \
+    .dots1 = dots1_##LEVEL, .act_fwd = act_fwd_##LEVEL, .act_bwd = act_bwd_##LEVEL,         \
+    .add = add_##LEVEL, .norm_fwd = norm_fwd_##LEVEL, .norm_bwd = norm_bwd_##LEVEL,         \
+    .xent = xent_##LEVEL, .sumsq = sumsq_##LEVEL, .adamw = adamw_##LEVEL,                   \
+    .rope = rope_##LEVEL, .attention_row = attention_row_##LEVEL,                           \
     .attention_delta = attention_delta_##LEVEL, .softmax = softmax_##LEVEL,                 \
-    .rescale = rescale_##LEVEL, .slope_by_query = slope_by_query_##LEVEL,                   \
+    .shrink = shrink_##LEVEL, .slope_by_query = slope_by_query_##LEVEL,                     \
     .slope_by_key = slope_by_key_##LEVEL
 
 DEFINE_ENTRIES(AT_BASELINE, baseline, 8)
 static const kernels kernels_baseline = {
-    .nr = 8, .dots_rows = 2, BASELINE_TILES, ENTRIES(baseline)};
+    .nr = 8, .dots_rows = 2, .f32.words = 4, BASELINE_TILES, ENTRIES(baseline)};
 
 #if NXT_HAS_X86
 DEFINE_ENTRIES(AT_AVX2, avx2, 24)
 static const kernels kernels_avx2 = {
-    .mr = 4, .nr = 24, .dots_rows = 2, .f32.tile = {tile1_avx2, tile4_avx2}, ENTRIES(avx2)};
+    .mr = 4, .nr = 24, .dots_rows = 2, .f32.words = 8, .f32.tile = {tile4_avx2}, ENTRIES(avx2)};
 
 DEFINE_ENTRIES(AT_AVX512, avx512, 32)
 static const kernels kernels_avx512 = {
-    .mr = 12, .nr = 32, .dots_rows = 4,
-    .f32.tile = {tile1_avx512, tile4_avx512, tile8_avx512, tile12_avx512}, ENTRIES(avx512)};
+    .mr = 12, .nr = 32, .dots_rows = 4, .f32.words = 16,
+    .f32.tile = {tile4_avx512, tile8_avx512, tile12_avx512}, ENTRIES(avx512)};
 #endif
 
 static void attention_space(nxt_context *cx, attention_job *a) {
+    const i64 D = a->q.size, mr = cx->fast->mr, nr = cx->fast->nr;
     a->f = cx->fast;
     a->space = cx->workspace;
-    a->slot = ((5 * a->q.size + 2 * CHUNK) * a->f->nr + 15) / 16 * 16;
+    a->panels = max64(1, min64(PANELS, 256 / D));
+    a->width = ceil_div(D, mr) * mr;
+    a->slot = (4 * a->panels * a->width + 2 * CHUNK) * nr + 4 * CHUNK * a->width;
+    a->slot = (a->slot + 15) / 16 * 16;
     const i64 slots = min64(64, WORKSPACE / a->slot);
     atomic_init(&a->free, slots < 64 ? ((u64)1 << slots) - 1 : ~(u64)0);
 }
 
 static void take_slot(attention_job *a, workbench *b) {
-    const i64 panel = a->q.size * a->f->nr, chunk = CHUNK * a->f->nr;
+    const i64 nr = a->f->nr, panel = a->width * nr;
     u64 free = atomic_load(&a->free);
     while (!free || !atomic_compare_exchange_weak(&a->free, &free, free & (free - 1)))
         if (!free) free = atomic_load(&a->free); /* more threads than slots: rare */
     b->slot = __builtin_ctzll(free);
-    float *const at = a->space + b->slot * a->slot;
-    b->lane[0] = at, b->lane[1] = at + panel, b->tile = at + 2 * panel;
-    b->out[0] = at + 3 * panel, b->out[1] = at + 4 * panel;
-    b->s = at + 5 * panel, b->dp = b->s + chunk;
-    memset(b->out[0], 0, 2 * (size_t)panel * sizeof(float));
-    for (i64 l = 0; l < a->f->nr; l++) b->top[l] = -INFINITY, b->sum[l] = 0, b->shrink[l] = 1;
+    float *at = a->space + b->slot * a->slot;
+    b->s = at, b->dp = at + CHUNK * nr, at += 2 * CHUNK * nr;
+    for (int i = 0; i < 2; i++) {
+        b->rows[i] = at, b->values[i] = at + CHUNK * a->width, at += 2 * CHUNK * a->width;
+        for (i64 p = 0; p < a->panels; p++, at += 2 * panel) {
+            b->lane[i][p] = at, b->out[i][p] = at + panel;
+            memset(at + panel, 0, (size_t)panel * sizeof(float));
+        }
+    }
+    for (i64 l = 0; l < a->panels * nr; l++)
+        b->top[l] = -INFINITY, b->sum[l] = 0, b->shrink[l] = 1;
 }
 static void give_slot(attention_job *a, const workbench *b) {
     atomic_fetch_or(&a->free, (u64)1 << b->slot);
 }
 
-/* A panel whose lanes are rows of a head. */
-static void pack_head(const attention_job *a, float *out, heads x, i64 h, i64 row, i64 rows) {
+/* `rows` rows of a head from `row` on, packed for tiles: as lanes (A of scores), or with the
+ * head's values as lanes and the rows as k (A of add_product). */
+static void pack_rows_of(const attention_job *a, float *out, heads x, i64 h, i64 row, i64 rows) {
     const operand o = {(const char *)head_of(x, 0, h), F32, x.stride, 1};
-    a->f->f32.pack(out, &o, row, rows, 0, x.size);
+    a->f->f32.pack_a(out, &o, row, rows, 0, x.size);
+}
+static void pack_values_of(const attention_job *a, float *out, heads x, i64 h, i64 row,
+                           i64 rows) {
+    const operand o = {(const char *)head_of(x, 0, h), F32, 1, x.stride};
+    a->f->f32.pack_a(out, &o, 0, x.size, row, rows);
 }
 
-/* out[m][lane] = sum over k of a(m, k) b[k][lane], m < M */
-static void tiles(const kernels *f, float *out, const float *a, i64 a_row, i64 a_step,
-                  const float *b, i64 M, i64 K) {
-    for (i64 m = 0; m < M;)
-        m += tile_rows(f, &f->f32, M - m, out + m * f->nr, a + m * a_row, a_row, a_step, b, K);
+/* The lanes' side: `count` rows of a head from `row` on, one panel behind the other. */
+static void pack_lanes_of(const attention_job *a, float *const *out, heads x, i64 h, i64 row,
+                          i64 count) {
+    const operand o = {(const char *)head_of(x, 0, h), F32, x.stride, 1};
+    for (i64 l = 0, nr = a->f->nr; l < count; l += nr)
+        a->f->f32.pack_b(*out++, &o, row + l, min64(nr, count - l), 0, x.size);
 }
 
-/* s = X lanes: the lanes' product with rows of head h of x. */
-static void scores(const attention_job *a, float *s, heads x, i64 h, i64 row, i64 rows,
+/* Rows of a chunk, from..end; from is where a packed panel begins. */
+typedef struct span { i64 from, end; } span;
+
+/* s = X lanes: the lanes' products with the rows of a chunk. */
+static void scores(const attention_job *a, float *s, const float *rows, span r,
                    const float *lanes) {
-    tiles(a->f, s, head_of(x, row, h), x.stride, 1, lanes, rows, x.size);
+    const i64 mr = a->f->mr, nr = a->f->nr, D = a->q.size;
+    for (i64 m = r.from; m < r.end; m += mr)
+        a->f->f32.tile[(min64(mr, r.end - m) - 1) / 4](s + (m - r.from) * nr, nr, false,
+                                                      rows + m * D, lanes, D);
 }
 
-/* out = out * shrink + X' s */
-static void add_product(const attention_job *a, workbench *b, float *out, heads x, i64 h,
-                       i64 row, i64 rows, const float *s) {
-    tiles(a->f, b->tile, head_of(x, row, h), 1, x.stride, s, x.size, rows);
-    const lane_state state = {.shrink = b->shrink};
-    a->f->rescale(out, b->tile, x.size, 0, &state);
+/* out += X' s, from a chunk of `length` rows */
+static void add_product(const attention_job *a, float *out, const float *values, i64 length,
+                        span r, const float *s) {
+    const i64 mr = a->f->mr, nr = a->f->nr, D = a->q.size;
+    for (i64 d = 0; d < D; d += mr)
+        a->f->f32.tile[(min64(mr, D - d) - 1) / 4](out + d * nr, nr, true,
+                                                  values + d * length + r.from * mr, s,
+                                                  r.end - r.from);
 }
 
-/* Writes out[d][lane] to `count` rows of a head from row n0, times factor[lane]. */
-static void write_lanes(const attention_job *a, heads y, i64 h, i64 n0, i64 count,
-                        const float *out, const float *factor) {
-    for (i64 i = 0; i < count; i++)
+/* Writes out[d][lane] * factor[lane] to rows of a head, `count` from row n on. */
+static void write_lanes(const attention_job *a, heads y, i64 h, i64 n, i64 count,
+                        float *const *panels, const float *factor) {
+    const i64 nr = a->f->nr;
+    for (i64 l0 = 0; l0 < count; l0 += nr, panels++) {
+        float *const out = *panels;
         for (i64 d = 0; d < y.size; d++)
-            head_of(y, n0 + i, h)[d] = out[d * a->f->nr + i] * factor[i];
+            for (i64 l = 0; l < nr; l++) out[d * nr + l] *= factor[l0 + l];
+        for (i64 l = 0; l < min64(nr, count - l0); l += 4) {
+            i64 d = 0, lanes = min64(4, count - l0 - l);
+            for (i64 i = 0; i < 4; i++)
+                for (i64 e = 0; e < y.size; e += 16)
+                    __builtin_prefetch(head_of(y, n + l0 + l + 8 + i, h) + e, 1);
+            for (; lanes == 4 && d + 4 <= y.size; d += 4)
+                transpose4(head_of(y, n + l0 + l, h) + d, y.stride,
+                           (const char *)(out + d * nr + l), nr * 4, F32, false);
+            for (; d < y.size; d++)
+                for (i64 i = 0; i < lanes; i++)
+                    head_of(y, n + l0 + l + i, h)[d] = out[d * nr + l + i];
+        }
+    }
 }
 
-/* The task's queries: `count` of them from row n0 of head h, which read key head g. */
+/* The task's queries: `count` of them from row n0 of head h, which read key head g. One head
+ * after the other, so that its keys and values stay in the cache; in it the last rows, which
+ * see most, come first: the longest tasks should not be the last to start. */
 typedef struct queries { i64 h, g, n0, count; } queries;
 
 static queries take_queries(attention_job *a, workbench *b, i64 task) {
-    const i64 nr = a->f->nr, H = a->q.heads;
-    queries q = {.h = task % H, .n0 = task / H * nr};
-    q.g = q.h / (H / a->k.heads);
-    q.count = min64(nr, a->q.rows - q.n0);
+    const i64 lanes = a->panels * a->f->nr, blocks = ceil_div(a->q.rows, lanes);
+    queries q = {.h = task / blocks, .n0 = (blocks - 1 - task % blocks) * lanes};
+    q.g = q.h / (a->q.heads / a->k.heads);
+    q.count = min64(lanes, a->q.rows - q.n0);
     take_slot(a, b);
-    for (i64 i = 0; i < nr; i++) { /* a lane without a query sees nothing */
+    for (i64 i = 0; i < lanes; i++) { /* a lane without a query sees nothing */
         b->first[i] = i < q.count ? a->first[q.n0 + i] : INT32_MAX;
         b->last[i] = i < q.count ? a->last[q.n0 + i] : -1;
     }
-    pack_head(a, b->lane[0], a->q, q.h, q.n0, q.count);
+    pack_lanes_of(a, b->lane[0], a->q, q.h, q.n0, q.count);
     return q;
+}
+
+/* The rows of a chunk of keys from `at` on that panel p sees. */
+static span seen_keys(const attention_job *a, const workbench *b, i64 p, i64 at, i64 keys) {
+    const i32 *first = b->first + p * a->f->nr, *last = b->last + p * a->f->nr;
+    i64 low = INT64_MAX, high = -1;
+    for (i64 l = 0; l < a->f->nr; l++)
+        low = min64(low, first[l]), high = max64(high, last[l]);
+    return (span){max64(low - at, 0) / a->f->mr * a->f->mr, min64(keys, high + 1 - at)};
 }
 
 /* The next chunk of key rows from *at on, every row of which some lane sees: rows between
@@ -2608,20 +2708,28 @@ static i64 next_chunk(const workbench *b, i64 count, i64 *at) {
     return min64(CHUNK, end - start);
 }
 
-static lane_state state_of(const attention_job *a, workbench *b) {
-    return (lane_state){b->first, b->last, b->top,   b->sum,
-                        b->shrink, b->lse, b->delta, a->scale};
+static lane_state state_of(const attention_job *a, workbench *b, i64 panel) {
+    const i64 l = panel * a->f->nr;
+    return (lane_state){b->first + l,  b->last + l, b->top + l,   b->sum + l,
+                        b->shrink + l, b->lse + l,  b->delta + l, a->scale};
 }
 
 static void attention_fwd_task(void *arg, i64 task) {
     attention_job *a = arg;
     workbench b;
     const queries q = take_queries(a, &b, task);
-    const lane_state state = state_of(a, &b);
     for (i64 j = 0, keys; (keys = next_chunk(&b, q.count, &j)) > 0; j += keys) {
-        scores(a, b.s, a->k, q.g, j, keys, b.lane[0]);
-        a->f->softmax(b.s, NULL, keys, j, &state);
-        add_product(a, &b, b.out[0], a->v, q.g, j, keys, b.s);
+        pack_rows_of(a, b.rows[0], a->k, q.g, j, keys);
+        pack_values_of(a, b.values[0], a->v, q.g, j, keys);
+        for (i64 p = 0; p < a->panels; p++) {
+            const span r = seen_keys(a, &b, p, j, keys);
+            const lane_state state = state_of(a, &b, p);
+            if (r.from >= r.end) continue;
+            scores(a, b.s, b.rows[0], r, b.lane[0][p]);
+            a->f->softmax(b.s, NULL, r.end - r.from, j + r.from, &state);
+            a->f->shrink(b.out[0][p], NULL, a->q.size, 0, &state);
+            add_product(a, b.out[0][p], b.values[0], keys, r, b.s);
+        }
     }
     for (i64 i = 0; i < q.count; i++) {
         row_of(a->lse, q.n0 + i)[q.h] = b.top[i] + logf(b.sum[i]);
@@ -2646,7 +2754,7 @@ static void fast_attention_fwd(void *s, heads y, mat lse, heads q, heads k, head
                        .last = last, .scale = scale};
     attention_space(s, &a);
     if (rows_share_keys(&a))
-        parallel_for(s, ceil_div(q.rows, a.f->nr) * q.heads, attention_fwd_task, &a);
+        parallel_for(s, ceil_div(q.rows, a.panels * a.f->nr) * q.heads, attention_fwd_task, &a);
     else parallel_for(s, q.rows * q.heads, a.f->attention_row, &a);
 }
 
@@ -2662,43 +2770,74 @@ static void attention_dq_task(void *arg, i64 task) {
     attention_job *a = arg;
     workbench b;
     const queries q = take_queries(a, &b, task);
-    const lane_state state = state_of(a, &b);
-    pack_head(a, b.lane[1], a->dy, q.h, q.n0, q.count);
+    pack_lanes_of(a, b.lane[1], a->dy, q.h, q.n0, q.count);
     take_statistics(a, &b, q.h, q.n0, q.count);
-    for (i64 i = q.count; i < a->f->nr; i++) b.lse[i] = b.delta[i] = 0;
+    for (i64 i = q.count; i < a->panels * a->f->nr; i++) b.lse[i] = b.delta[i] = 0;
     for (i64 j = 0, keys; (keys = next_chunk(&b, q.count, &j)) > 0; j += keys) {
-        scores(a, b.s, a->k, q.g, j, keys, b.lane[0]);
-        scores(a, b.dp, a->v, q.g, j, keys, b.lane[1]);
-        a->f->slope_by_query(b.s, b.dp, keys, j, &state);
-        add_product(a, &b, b.out[0], a->k, q.g, j, keys, b.s);
+        pack_rows_of(a, b.rows[0], a->k, q.g, j, keys);
+        pack_rows_of(a, b.rows[1], a->v, q.g, j, keys);
+        pack_values_of(a, b.values[0], a->k, q.g, j, keys);
+        for (i64 p = 0; p < a->panels; p++) {
+            const span r = seen_keys(a, &b, p, j, keys);
+            const lane_state state = state_of(a, &b, p);
+            if (r.from >= r.end) continue;
+            scores(a, b.s, b.rows[0], r, b.lane[0][p]);
+            scores(a, b.dp, b.rows[1], r, b.lane[1][p]);
+            a->f->slope_by_query(b.s, b.dp, r.end - r.from, j + r.from, &state);
+            add_product(a, b.out[0][p], b.values[0], keys, r, b.s);
+        }
     }
     write_lanes(a, a->dq, q.h, q.n0, q.count, b.out[0], b.shrink);
     give_slot(a, &b);
 }
 
+/* The queries of a chunk (n, rows) that see one of `count` keys from `key` on. */
+static span seen_by(const attention_job *a, i64 n, i64 rows, i64 key, i64 count) {
+    const i32 *const first = a->first + n, *const last = a->last + n;
+    span r = {0, rows};
+    while (r.from < r.end && (first[r.from] >= key + count || last[r.from] < key)) r.from++;
+    while (r.from < r.end && (first[r.end - 1] >= key + count || last[r.end - 1] < key)) r.end--;
+    r.from = r.from / a->f->mr * a->f->mr;
+    return r;
+}
+
+/* One chunk of queries of head h with all panels of a task's keys. */
+static void attention_dkv_chunk(const attention_job *a, workbench *b, i64 h, i64 n, i64 rows,
+                                i64 key, i64 count) {
+    const i64 nr = a->f->nr;
+    take_statistics(a, b, h, n, rows);
+    pack_rows_of(a, b->rows[0], a->q, h, n, rows);
+    pack_rows_of(a, b->rows[1], a->dy, h, n, rows);
+    pack_values_of(a, b->values[0], a->q, h, n, rows);
+    pack_values_of(a, b->values[1], a->dy, h, n, rows);
+    for (i64 p = 0; p * nr < count; p++) {
+        const span r = seen_by(a, n, rows, key + p * nr, min64(nr, count - p * nr));
+        const lane_state q = {.first = a->first + n + r.from, .last = a->last + n + r.from,
+                              .lse = b->lse + r.from, .delta = b->delta + r.from,
+                              .scale = a->scale};
+        if (r.from >= r.end) continue;
+        scores(a, b->s, b->rows[0], r, b->lane[0][p]);
+        scores(a, b->dp, b->rows[1], r, b->lane[1][p]);
+        a->f->slope_by_key(b->s, b->dp, r.end - r.from, key + p * nr, &q);
+        add_product(a, b->out[0][p], b->values[0], rows, r, b->dp);
+        add_product(a, b->out[1][p], b->values[1], rows, r, b->s);
+    }
+}
+
 static void attention_dkv_task(void *arg, i64 task) {
     attention_job *a = arg;
-    const i64 nr = a->f->nr, G = a->k.heads, g = task % G, group = a->q.heads / G;
-    const i64 key = task / G * nr, count = min64(nr, a->k.rows - key), N = a->q.rows;
-    const i32 *const first = a->first, *const last = a->last;
+    const i64 lanes = a->panels * a->f->nr, blocks = ceil_div(a->k.rows, lanes);
+    const i64 g = task / blocks, key = task % blocks * lanes, N = a->q.rows;
+    const i64 group = a->q.heads / a->k.heads;
+    const i64 count = min64(lanes, a->k.rows - key);
     workbench b;
     take_slot(a, &b);
-    pack_head(a, b.lane[0], a->k, g, key, count);
-    pack_head(a, b.lane[1], a->v, g, key, count);
+    pack_lanes_of(a, b.lane[0], a->k, g, key, count);
+    pack_lanes_of(a, b.lane[1], a->v, g, key, count);
     for (i64 n = 0; n < N; n += CHUNK) {
-        i64 from = n, end = min64(N, n + CHUNK); /* cut to the queries that see a key */
-        while (from < end && (first[from] >= key + count || last[from] < key)) from++;
-        while (from < end && (first[end - 1] >= key + count || last[end - 1] < key)) end--;
-        const lane_state q = {.first = first + from, .last = last + from, .lse = b.lse,
-                              .delta = b.delta, .scale = a->scale};
-        for (i64 h = g * group; from < end && h < (g + 1) * group; h++) {
-            take_statistics(a, &b, h, from, end - from);
-            scores(a, b.s, a->q, h, from, end - from, b.lane[0]);
-            scores(a, b.dp, a->dy, h, from, end - from, b.lane[1]);
-            a->f->slope_by_key(b.s, b.dp, end - from, key, &q);
-            add_product(a, &b, b.out[0], a->q, h, from, end - from, b.dp);
-            add_product(a, &b, b.out[1], a->dy, h, from, end - from, b.s);
-        }
+        const span r = seen_by(a, n, min64(CHUNK, N - n), key, count);
+        for (i64 h = g * group; r.from < r.end && h < (g + 1) * group; h++)
+            attention_dkv_chunk(a, &b, h, n + r.from, r.end - r.from, key, count);
     }
     write_lanes(a, a->dk, g, key, count, b.out[0], b.shrink);
     write_lanes(a, a->dv, g, key, count, b.out[1], b.shrink);
@@ -2712,9 +2851,11 @@ static void fast_attention_bwd(void *s, heads dq, heads dk, heads dv, heads dy, 
                        .lse = lse, .delta = work, .first = first, .last = last,
                        .scale = scale};
     attention_space(s, &a);
-    parallel_for(s, q.rows, a.f->attention_delta, &a);
-    parallel_for(s, ceil_div(q.rows, a.f->nr) * q.heads, attention_dq_task, &a);
-    parallel_for(s, ceil_div(k.rows, a.f->nr) * k.heads, attention_dkv_task, &a);
+    const i64 lanes = a.panels * a.f->nr;
+    row_job delta = {.y = work, .to = y, .from = dy};
+    for_rows(s, a.f->attention_delta, &delta, q.rows, (i64)q.heads * q.size, INT64_MAX);
+    parallel_for(s, ceil_div(q.rows, lanes) * q.heads, attention_dq_task, &a);
+    parallel_for(s, ceil_div(k.rows, lanes) * k.heads, attention_dkv_task, &a);
 }
 
 /* -- The table ------------------------------------------------------------------------------ */
@@ -2735,18 +2876,36 @@ static void fill_level(nxt_context *cx, nxt_backend *t, int level) {
     t->xent = fast_xent, t->sumsq = fast_sumsq, t->adamw = fast_adamw;
 }
 
-/* --bf16: products of operands rounded to bf16, where the processor multiplies those.
- * Returns whether they are now in use. */
-UNUSED static bool use_bf16(nxt_context *cx, bool on) {
+/* FLOP per second on registers, of all threads, at this moment. 0: no such instruction. */
+static double peak_now(nxt_context *cx, bool bf16) {
+    const tiling *t = !cx->fast ? NULL : bf16 ? bf16_matmul(cx) : &cx->fast->f32;
+    float sink[64];
+    if (!t) return 0;
+    const double start = seconds_now(), flop = 2.0 * PEAK_CHAINS * PEAK_STEPS * t->k_per_word;
+    parallel_for(cx, cx->threads, t->peak, sink);
+    return flop * t->words * cx->threads / (seconds_now() - start);
+}
+
+/* Products of operands rounded to bf16, where the processor has such an instruction. Returns
+ * whether they are now in use. */
+static bool use_bf16(nxt_context *cx, bool on) {
     if (cx->ops != &cx->table || !cx->fast) return false;
     on = on && bf16_matmul(cx) != NULL;
     cx->table.matmul = on ? fast_matmul_bf16 : fast_matmul;
     return on;
 }
 #else
-UNUSED static bool use_bf16(nxt_context *cx, bool on) {
+static bool use_bf16(nxt_context *cx, bool on) {
     (void)cx, (void)on;
     return false;
+}
+static bool bf16_pays(const nxt_context *cx) {
+    (void)cx;
+    return false;
+}
+static double peak_now(nxt_context *cx, bool bf16) {
+    (void)cx, (void)bf16;
+    return 0;
 }
 static void fill_level(nxt_context *cx, nxt_backend *t, int level) {
     (void)cx, (void)t, (void)level;
@@ -2787,6 +2946,7 @@ nxt_context_config nxt_context_config_default(void) { return (nxt_context_config
 /* The context's own memory came from the allocator directly: it is what counts the rest. */
 void nxt_context_destroy(nxt_context *cx) {
     if (!cx) return;
+    nxt_profile_stop(cx);
     pool_destroy(cx);
     mem_drop(cx, cx->workspace);
     arena_free(&(arena){.cx = cx, .chunks = cx->kept});
@@ -2818,6 +2978,7 @@ nxt_status nxt_context_create(nxt_context **out, const nxt_context_config *confi
     cx->device = c.backend ? c.backend_state : cx;
     cx->ops = c.backend ? c.backend : &cx->table;
     TRY_GOTO(failed, choose_cpu(cx));
+    cx->bf16 = c.bf16 && bf16_pays(cx) && use_bf16(cx, true);
     TRY_GOTO(failed, mem_get(cx, &cx->workspace, (i64)matmul_workspace(), 1));
     if (cx->threads > 1 && !c.parallel_for) TRY_GOTO(failed, pool_create(cx, cx->threads));
     *out = cx;
@@ -2827,6 +2988,7 @@ failed:
     return status;
 }
 
+int nxt_context_bf16(const nxt_context *cx) { return cx->bf16; }
 int nxt_context_threads(const nxt_context *cx) { return cx->threads; }
 const char *nxt_context_cpu(const nxt_context *cx) { return cx->cpu; }
 
@@ -2908,6 +3070,188 @@ static void norm_bwd(nxt_context *cx, mat dx, mat dy, mat x, mat stats, norm_par
 }
 
 static void copy_rows(nxt_context *cx, mat y, mat x) { cx->ops->convert(cx->device, y, x); }
+
+/* -- The profile ------------------------------------------------------------------------------
+ * Everything a model computes passes through the table. So a table that looks at the clock,
+ * calls the other table and looks again is a profiler, and the model does not know. A row is
+ * an operation, or a matrix product of one shape; FLOP and bytes are what the operation needs
+ * at least, each operand read and each result written once. */
+enum { PROFILE_ROWS = 128 };
+
+typedef struct profile {
+    const nxt_backend *ops; /* the table that does the work, and its state */
+    void *device;
+    nxt_backend table;      /* the one that takes its place */
+    i64 count;
+    nxt_profile_row row[PROFILE_ROWS];
+} profile;
+
+static double mat_bytes(mat m) {
+    return m.p ? (double)m.rows * (double)m.cols * (double)dtype_size(m.type) : 0;
+}
+static double heads_bytes(heads x) { return 4.0 * (double)x.rows * x.heads * x.size; }
+
+/* Closes a call that began at `start`. The device may still be busy: its time is the op's. */
+static void profile_record(profile *p, const char *op, i64 m, i64 n, i64 k, double start,
+                        double flop, double bytes) {
+    nxt_profile_row *r = p->row, *const end = p->row + p->count;
+    if (p->ops->sync(p->device) != NXT_OK) return; /* the step's own sync reports it */
+    while (r < end && (strcmp(r->op, op) || r->m != m || r->n != n || r->k != k)) r++;
+    if (r == end && p->count == PROFILE_ROWS) return;
+    if (r == end) p->row[p->count++] = (nxt_profile_row){.op = op, .m = m, .n = n, .k = k};
+    r->calls++;
+    r->seconds += seconds_now() - start;
+    r->flop += flop;
+    r->bytes += bytes;
+}
+
+/* PROFILED(name, (parameters), (arguments), FLOP, bytes): the entry of one operation. */
+#define PROFILED(OP, PARAMETERS, ARGUMENTS, FLOP, BYTES)                                    \
+    static void profile_##OP PARAMETERS {                                                   \
+        profile *p = s;                                                                     \
+        const double start = seconds_now();                                                 \
+        s = p->device;                                                                      \
+        p->ops->OP ARGUMENTS;                                                               \
+        profile_record(p, #OP, 0, 0, 0, start, FLOP, BYTES);                                   \
+    }
+PROFILED(embed_fwd, (void *s, mat y, mat wte, mat wpe, const i32 *ids, const i32 *pos),
+         (s, y, wte, wpe, ids, pos), 0, 2 * mat_bytes(y))
+PROFILED(embed_bwd, (void *s, mat wte, mat wpe, mat dy, const i32 *ids, const i32 *pos),
+         (s, wte, wpe, dy, ids, pos), 0, 3 * mat_bytes(dy))
+PROFILED(norm_fwd, (void *s, mat y, mat stats, mat x, mat w, mat b, float eps,
+         nxt_norm_kind kind), (s, y, stats, x, w, b, eps, kind), 0, 2 * mat_bytes(x))
+PROFILED(norm_bwd, (void *s, mat dx, mat dw, mat db, mat dy, mat x, mat w, mat stats,
+         nxt_norm_kind kind), (s, dx, dw, db, dy, x, w, stats, kind), 0, 4 * mat_bytes(x))
+PROFILED(bias_bwd, (void *s, mat db, mat dy), (s, db, dy), 0, mat_bytes(dy))
+PROFILED(rope, (void *s, heads x, const float *freq, int pairs, const i32 *pos, float sign),
+         (s, x, freq, pairs, pos, sign), 0, 16.0 * (double)x.rows * x.heads * pairs)
+PROFILED(act_fwd, (void *s, mat y, mat x, nxt_act_kind kind), (s, y, x, kind), 0,
+         2 * mat_bytes(x))
+PROFILED(act_bwd, (void *s, mat dx, mat dy, mat x, nxt_act_kind kind), (s, dx, dy, x, kind),
+         0, 3 * mat_bytes(x))
+PROFILED(add, (void *s, mat y, mat a, mat b, mat c), (s, y, a, b, c), 0,
+         mat_bytes(y) + mat_bytes(a) + mat_bytes(b) + mat_bytes(c))
+PROFILED(gather, (void *s, mat y, mat x, const i32 *rows), (s, y, x, rows), 0,
+         2 * mat_bytes(y))
+PROFILED(scatter, (void *s, mat y, mat x, const i32 *rows), (s, y, x, rows), 0,
+         2 * mat_bytes(x))
+PROFILED(store, (void *s, heads y, heads x, const i32 *slot), (s, y, x, slot), 0,
+         2 * heads_bytes(x))
+PROFILED(fill, (void *s, mat x, float value), (s, x, value), 0, mat_bytes(x))
+PROFILED(convert, (void *s, mat y, mat x), (s, y, x), 0, mat_bytes(y) + mat_bytes(x))
+PROFILED(xent, (void *s, float *loss, mat logits, const i32 *label, int backward),
+         (s, loss, logits, label, backward), 0, (backward ? 2 : 1) * mat_bytes(logits))
+PROFILED(sumsq, (void *s, double *out, mat x), (s, out, x), 0, mat_bytes(x))
+PROFILED(adamw, (void *s, const nxt_adamw *u), (s, u), 0, 28.0 * (double)u->n)
+
+static void profile_matmul(void *s, mat c, mat a, mat b, int trans, float alpha, float beta,
+                           mat bias) {
+    profile *p = s;
+    const double start = seconds_now(), K = (double)(trans & NXT_TRANS_A ? a.rows : a.cols);
+    const char *names[] = {"dX = dY W", "dW += dY' X", "Y = X W'", "A' B'"}; /* by trans */
+    p->ops->matmul(p->device, c, a, b, trans, alpha, beta, bias);
+    profile_record(p, names[trans & 3], c.rows, c.cols, (i64)K, start,
+                2 * (double)c.rows * (double)c.cols * K,
+                mat_bytes(a) + mat_bytes(b) + (beta != 0 ? 2 : 1) * mat_bytes(c));
+}
+
+/* Pairs of a row and a key it sees. */
+static double pairs_seen(heads q, const i32 *first, const i32 *last) {
+    double pairs = 0;
+    for (i64 n = 0; n < q.rows; n++) pairs += last[n] - first[n] + 1;
+    return pairs * q.heads;
+}
+
+static void profile_attention_fwd(void *s, heads y, mat lse, heads q, heads k, heads v,
+                                  const i32 *first, const i32 *last, float scale) {
+    profile *p = s;
+    const double start = seconds_now(), pairs = pairs_seen(q, first, last);
+    p->ops->attention_fwd(p->device, y, lse, q, k, v, first, last, scale);
+    profile_record(p, "attention_fwd", 0, 0, 0, start, 4 * pairs * q.size, 4 * heads_bytes(q));
+}
+
+static void profile_attention_bwd(void *s, heads dq, heads dk, heads dv, heads dy, heads y,
+                                  mat lse, mat work, heads q, heads k, heads v,
+                                  const i32 *first, const i32 *last, float scale) {
+    profile *p = s;
+    const double start = seconds_now(), pairs = pairs_seen(q, first, last);
+    p->ops->attention_bwd(p->device, dq, dk, dv, dy, y, lse, work, q, k, v, first, last, scale);
+    profile_record(p, "attention_bwd", 0, 0, 0, start, 10 * pairs * q.size, 8 * heads_bytes(q));
+}
+
+static void *profile_alloc(void *s, size_t bytes) {
+    const profile *p = s;
+    return p->ops->alloc(p->device, bytes);
+}
+static void profile_release(void *s, void *memory) {
+    const profile *p = s;
+    p->ops->release(p->device, memory);
+}
+static void profile_upload(void *s, void *to, const void *from, size_t bytes) {
+    const profile *p = s;
+    p->ops->upload(p->device, to, from, bytes);
+}
+static void profile_download(void *s, void *to, const void *from, size_t bytes) {
+    const profile *p = s;
+    p->ops->download(p->device, to, from, bytes);
+}
+static nxt_status profile_sync(void *s) {
+    const profile *p = s;
+    return p->ops->sync(p->device);
+}
+
+#define PROFILE(OP) .OP = profile_##OP
+nxt_status nxt_profile_start(nxt_context *cx) {
+    nxt_profile_stop(cx);
+    TRY(mem_zero(cx, &cx->profile, 1, sizeof *cx->profile));
+    profile *p = cx->profile;
+    p->ops = cx->ops, p->device = cx->device;
+    p->table = (nxt_backend){
+        .name = p->ops->name, PROFILE(alloc), PROFILE(release), PROFILE(upload),
+        PROFILE(download), PROFILE(sync), PROFILE(embed_fwd), PROFILE(embed_bwd),
+        PROFILE(norm_fwd), PROFILE(norm_bwd), PROFILE(matmul), PROFILE(bias_bwd),
+        PROFILE(rope), PROFILE(attention_fwd), PROFILE(attention_bwd), PROFILE(act_fwd),
+        PROFILE(act_bwd), PROFILE(add), PROFILE(gather), PROFILE(scatter), PROFILE(store),
+        PROFILE(fill), PROFILE(convert), PROFILE(xent), PROFILE(sumsq), PROFILE(adamw)};
+    cx->ops = &p->table, cx->device = p;
+    return NXT_OK;
+}
+#undef PROFILE
+#undef PROFILED
+
+void nxt_profile_stop(nxt_context *cx) {
+    if (!cx->profile) return;
+    cx->ops = cx->profile->ops, cx->device = cx->profile->device;
+    mem_drop(cx, cx->profile);
+    cx->profile = NULL;
+}
+
+i64 nxt_profile_read(const nxt_context *cx, nxt_profile_row *rows, i64 capacity) {
+    const i64 n = cx->profile ? cx->profile->count : 0;
+    if (n && capacity > 0)
+        memcpy(rows, cx->profile->row, (size_t)min64(n, capacity) * sizeof *rows);
+    return n;
+}
+
+/* Reading is measured on more memory than any cache holds, by summing squares. */
+nxt_status nxt_measure_limits(nxt_context *cx, nxt_limits *limits) {
+    enum { FLOATS = 64 << 20 };
+    float *memory;
+    double sum = 0;
+    *limits = (nxt_limits){0};
+    TRY(mem_zero(cx, &memory, FLOATS, sizeof *memory));
+    for (int run = 0; run < 20; run++) {
+        limits->f32 = fmax(limits->f32, peak_now(cx, false));
+        limits->bf16 = fmax(limits->bf16, peak_now(cx, true));
+    }
+    for (int run = 0; run < 5; run++) {
+        const double start = seconds_now();
+        cx->table.sumsq(cx, &sum, matrix(memory, 1, FLOATS));
+        limits->read = fmax(limits->read, sizeof(float) * (double)FLOATS / (seconds_now() - start));
+    }
+    mem_drop(cx, memory);
+    return NXT_OK;
+}
 
 /* ============================================================================
  * § 10  JSON
@@ -8370,14 +8714,6 @@ static void update(nxt_trainer *t, double lr, double scale) {
             .correction2 = (float)(1 - pow(c->adam_beta2, updates))});
     }
 }
-
-/* A clock that never jumps. */
-static double seconds_now(void) {
-    struct timespec t;
-    clock_gettime(CLOCK_MONOTONIC, &t);
-    return (double)t.tv_sec + 1e-9 * (double)t.tv_nsec;
-}
-
 /* Accumulates the step's gradients. The step's place in its epoch says which examples. */
 static nxt_status accumulate(nxt_trainer *t, step_sums *sums) {
     const i64 n = t->data->info.examples, per_step = examples_per_step(&t->c);

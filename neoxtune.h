@@ -75,6 +75,8 @@ typedef enum nxt_log_level { NXT_LOG_INFO = 0, NXT_LOG_WARNING = 1 } nxt_log_lev
 typedef struct nxt_context_config {
     int threads;     /* 0: as many as this process may use */
     const char *cpu; /* kernels: NULL (the best), "reference", "baseline", "avx2", "avx512" */
+    int bf16; /* 1: round the operands of large matrix products to bf16, sums in f32, where the
+               * processor multiplies bf16 faster than f32; elsewhere it changes nothing */
     /* The host's allocator: both or neither. Called by the calling thread only. allocate
      * returns NULL when there is no memory, and need not clear or align beyond malloc. */
     void *(*allocate)(void *user, size_t bytes);
@@ -98,12 +100,36 @@ NXT_API void nxt_context_destroy(nxt_context *ctx);
 NXT_API const char *nxt_error_message(const nxt_context *ctx);
 NXT_API int nxt_context_threads(const nxt_context *ctx);
 NXT_API const char *nxt_context_cpu(const nxt_context *ctx); /* which kernels were chosen */
+NXT_API int nxt_context_bf16(const nxt_context *ctx);        /* 1: bf16 products are in use */
 /* Bytes now held through the allocator, and the most ever held. */
 NXT_API void nxt_context_memory(const nxt_context *ctx, size_t *now, size_t *peak);
 /* Ask the long call now running on ctx to stop; it returns NXT_CANCELLED at a safe point.
  * Async-signal-safe. nxt_cancel_clear takes it back. */
 NXT_API void nxt_cancel(nxt_context *ctx);
 NXT_API void nxt_cancel_clear(nxt_context *ctx);
+
+/* ---- Profile: where the time of a step goes ---------------------------------------------- */
+
+typedef struct nxt_profile_row {
+    const char *op;    /* an operation of nxt_backend; a product is named by what it computes */
+    int64_t m, n, k;   /* of a matrix product, (m,k) times (k,n); else 0 */
+    int64_t calls;
+    double seconds, flop, bytes; /* of all calls; bytes: operands and results, each once */
+} nxt_profile_row;
+
+typedef struct nxt_limits {
+    double f32, bf16;  /* FLOP per second on registers, all threads; 0: unknown, or no bf16 */
+    double read;       /* bytes per second from memory */
+} nxt_limits;
+
+/* Times every operation on ctx until nxt_profile_stop, which drops the rows. */
+NXT_API NXT_CHECKED nxt_status nxt_profile_start(nxt_context *ctx);
+NXT_API void nxt_profile_stop(nxt_context *ctx);
+/* The rows so far, at most `capacity` of them; returns how many there are. */
+NXT_API int64_t nxt_profile_read(const nxt_context *ctx, nxt_profile_row *rows,
+                                 int64_t capacity);
+/* What this machine could do at best, measured now (a third of a second, 256 MB). */
+NXT_API NXT_CHECKED nxt_status nxt_measure_limits(nxt_context *ctx, nxt_limits *limits);
 
 /* ---- Tokenizer ------------------------------------------------------------------------ */
 

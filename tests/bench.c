@@ -14,67 +14,8 @@
 static const char *wanted_name = "";
 static double seconds_each = 0.3;
 
-static double now(void) {
-    struct timespec t;
-    clock_gettime(CLOCK_MONOTONIC, &t);
-    return (double)t.tv_sec + 1e-9 * (double)t.tv_nsec;
-}
-
-/* -- The limits ------------------------------------------------------------------------------ */
-enum { CHAINS = 12, PEAK_STEPS = 20000 }; /* 12 chains cover a latency of 4 to 6 at two a cycle */
-
-/* An empty asm after each step keeps the chain in a register and the compiler from folding it. */
-#if NXT_HAS_X86
-#define KEEP(x) __asm__ volatile("" : "+x"(x))
-#define KEEP512(x) __asm__ volatile("" : "+v"(x))
-#elif defined(__aarch64__)
-#define KEEP(x) __asm__ volatile("" : "+w"(x))
-#endif
-#define EACH(DO) DO(0) DO(1) DO(2) DO(3) DO(4) DO(5) DO(6) DO(7) DO(8) DO(9) DO(10) DO(11)
-
-typedef struct peak_job {
-    float sink[64];
-} peak_job;
-
-#define START(i) V a##i = x + (float)i;
-#define STEP(i) a##i = a##i * x + y;
-#define HOLD(i) KEEP(a##i);
-#define HOLD512(i) KEEP512(a##i);
-#define ADD(i) x += a##i;
-#define DEFINE_PEAK(NAME, AT, TYPE, HOLD_ONE)                                                  \
-    AT FUSED static void NAME(void *arg, i64 task) {                                           \
-        typedef TYPE V;                                                                        \
-        V x = (V){0} + 0.999f, y = (V){0} + 1e-3f;                                             \
-        EACH(START)                                                                            \
-        for (int k = 0; k < PEAK_STEPS; k++) { EACH(STEP) EACH(HOLD_ONE) }                     \
-        EACH(ADD)                                                                              \
-        ((peak_job *)arg)->sink[task & 63] = x[0];                                             \
-    }
-#if NXT_HAS_SIMD && defined(KEEP)
-DEFINE_PEAK(peak_baseline, AT_BASELINE, v4, HOLD)
-#if NXT_HAS_X86
-DEFINE_PEAK(peak_avx2, AT_AVX2, v8, HOLD)
-DEFINE_PEAK(peak_avx512, AT_AVX512, v16, HOLD512)
-#endif
-#endif
-
-/* FLOP per second of all threads, now; 0 where this program has no loop for the level. */
-static double peak_now(nxt_context *cx) {
-    void (*run)(void *, i64) = NULL;
-    int lanes = 4;
-    peak_job job;
-#if NXT_HAS_SIMD && defined(KEEP)
-    run = peak_baseline;
-#if NXT_HAS_X86
-    if (!strcmp(cx->cpu, "avx2")) run = peak_avx2, lanes = 8;
-    if (!strcmp(cx->cpu, "avx512")) run = peak_avx512, lanes = 16;
-#endif
-#endif
-    if (!run) return 0;
-    const double start = now();
-    parallel_for(cx, cx->threads, run, &job);
-    return 2.0 * CHAINS * lanes * PEAK_STEPS * cx->threads / (now() - start);
-}
+static double now(void) { return seconds_now(); }
+static bool in_bf16; /* products, and the peak they are held against */
 
 static double read_bandwidth(nxt_context *cx, float *memory, i64 floats) {
     double best = 0, sum = 0;
@@ -127,7 +68,7 @@ static double time_product(nxt_context *cx, const product_shape *s, float *const
     *peak = 0;
     const double start = now();
     for (int run = 0; run < 5 || (run < 3000 && now() - start < seconds_each); run++) {
-        *peak = fmax(*peak, peak_now(cx));
+        *peak = fmax(*peak, peak_now(cx, in_bf16));
         const double t = now();
         cx->ops->matmul(cx->device, c, a, b, s->trans, 1, ta ? 1 : 0, none);
         best = fmin(best, now() - t);
@@ -218,7 +159,7 @@ static void bench_attention(nxt_context *cx, float *const memory[3]) {
             double fwd = 1e9, bwd = 1e9, flop = 2.0 * N * (length + 1) * C, peak = 0;
             for (int n = 0; n < N; n++) first[n] = n / length * length, last[n] = n;
             for (int run = 0; run < 8; run++) {
-                peak = fmax(peak, peak_now(cx));
+                peak = fmax(peak, peak_now(cx, false));
                 double t = now();
                 cx->ops->attention_fwd(cx->device, y, l, q, k, v, first, last, 0.125f);
                 fwd = fmin(fwd, now() - t);
@@ -262,7 +203,7 @@ static void bench_step(nxt_context *cx, const char *name, const char *config, i6
     const double start = now();
     for (int run = 0; run < 4 || (run < 50 && now() - start < 10 * seconds_each); run++) {
         const double before = cx->flops;
-        peak = fmax(peak, peak_now(cx));
+        peak = fmax(peak, peak_now(cx, in_bf16));
         if (nxt_trainer_step(trainer, &info) != NXT_OK) exit(1);
         best = fmin(best, info.seconds), flops = cx->flops - before;
     }
@@ -291,27 +232,26 @@ int main(int argc, char **argv) {
     nxt_context_config config = nxt_context_config_default();
     nxt_context *cx;
     float *memory[3];
-    bool bf16 = false;
     for (int i = 1; i < argc; i++)
         if (!strncmp(argv[i], "--threads=", 10)) config.threads = atoi(argv[i] + 10);
         else if (!strncmp(argv[i], "--cpu=", 6)) config.cpu = argv[i] + 6;
         else if (!strncmp(argv[i], "--seconds=", 10)) seconds_each = atof(argv[i] + 10);
-        else if (!strcmp(argv[i], "--bf16")) bf16 = true;
+        else if (!strcmp(argv[i], "--bf16")) in_bf16 = true;
         else wanted_name = argv[i];
     const int most = config.threads ? config.threads : usable_processors();
     for (int threads = config.threads ? most : 1; threads <= most; threads *= 2) {
         config.threads = threads;
         if (nxt_context_create(&cx, &config) != NXT_OK) return 1;
-        if (bf16 && !use_bf16(cx, true)) puts("this machine has no bf16 products");
+        if (in_bf16 && !use_bf16(cx, true)) return puts("no bf16 products here"), 1;
         for (int k = 0; k < 3; k++) {
             if (mem_get(cx, &memory[k], 32 << 20, sizeof(float)) != NXT_OK) return 1;
             for (i64 i = 0; i < 32 << 20; i++)
                 memory[k][i] = (float)(mix64((u64)i >> 2) >> (i % 4 * 12) & 0xfff) / 4096 - 0.5f;
         }
         double peak = 0;
-        for (int i = 0; i < 50; i++) peak = fmax(peak, peak_now(cx));
-        printf("%s, %d threads: peak %.1f GFLOP/s f32, reads %.1f GB/s\n", cx->cpu, threads,
-               peak / 1e9, read_bandwidth(cx, memory[0], 32 << 20) / 1e9);
+        for (int i = 0; i < 50; i++) peak = fmax(peak, peak_now(cx, in_bf16));
+        printf("%s, %d threads: peak %.1f GFLOP/s %s, reads %.1f GB/s\n", cx->cpu, threads,
+               peak / 1e9, in_bf16 ? "bf16" : "f32", read_bandwidth(cx, memory[0], 32 << 20) / 1e9);
         bench_products(cx, memory);
         bench_rows(cx, memory);
         bench_attention(cx, memory);

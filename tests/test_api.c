@@ -488,6 +488,48 @@ static void test_backward(void) {
     nxt_context_destroy(cx);
 }
 
+/* A profile changes no result and sees every product; bf16 is a wish. */
+static void test_profile(void) {
+    nxt_context *cx = plain_context(), *wish;
+    nxt_context_config config = nxt_context_config_default();
+    nxt_model *m;
+    nxt_dataset *d = NULL;
+    nxt_model_info i;
+    nxt_limits limits;
+    static nxt_profile_row rows[128];
+    static const int32_t ids[] = {5, 6, 7, 8, 9, 10, 11, 12, 13};
+    static const uint8_t trained[] = {1, 1, 1, 1, 0, 0, 1, 1, 1};
+    static const int64_t offsets[] = {0, 4, 9};
+    double loss, same, flop = 0, seconds = 0;
+    if (!OK(cx, nxt_model_load(&m, cx, micro_dir()))) return;
+    CHECK(OK(cx, nxt_dataset_from_tokens(&d, cx, ids, trained, offsets, 2)));
+    CHECK(OK(cx, nxt_backward(m, d, 0, 2, &loss)));
+    CHECK(nxt_profile_read(cx, rows, 128) == 0);
+    CHECK(OK(cx, nxt_profile_start(cx)) && OK(cx, nxt_backward(m, d, 0, 2, &same)));
+    CHECK(loss == same);
+    const int64_t n = nxt_profile_read(cx, rows, 128);
+    CHECK(n > 10 && n <= 128 && nxt_profile_read(cx, NULL, 0) == n);
+    for (int64_t k = 0; k < n; k++) {
+        CHECK(rows[k].op && rows[k].calls > 0 && rows[k].seconds >= 0 && rows[k].bytes > 0);
+        seconds += rows[k].seconds;
+        if (rows[k].k) flop += rows[k].flop;
+    }
+    nxt_model_describe(m, &i); /* nine rows pass the layers, six reach the head; each weight */
+    const int64_t weights = i.layers * (4 * i.width * i.width + 2 * i.width * i.inner);
+    CHECK(flop == 6.0 * (double)(9 * weights + 6 * i.width * i.vocabulary)); /* counts thrice */
+    CHECK(seconds > 0 && OK(cx, nxt_measure_limits(cx, &limits)));
+    CHECK(limits.read > 1e8 && limits.f32 >= 0 && limits.bf16 >= 0);
+    nxt_profile_stop(cx);
+    CHECK(nxt_profile_read(cx, rows, 128) == 0 && OK(cx, nxt_backward(m, d, 0, 2, &same)));
+    CHECK(loss == same && !nxt_context_bf16(cx));
+    config.bf16 = 1;
+    CHECK(nxt_context_create(&wish, &config) == NXT_OK && nxt_context_bf16(wish) <= 1);
+    nxt_context_destroy(wish);
+    nxt_dataset_destroy(d);
+    nxt_model_destroy(m);
+    nxt_context_destroy(cx);
+}
+
 /* -- Data ---------------------------------------------------------------------------------- */
 static void test_dataset(void) {
     nxt_context *cx = plain_context();
@@ -846,7 +888,7 @@ static const test_row tests[] = {
     {"texts", test_texts}, {"options", test_options}, {"callbacks", test_callbacks},
     {"context_refused", test_context_refused}, {"two_contexts", test_two_contexts},
     {"tokenizer", test_tokenizer}, {"model", test_model}, {"forward", test_forward},
-    {"backward", test_backward}, {"dataset", test_dataset},
+    {"backward", test_backward}, {"profile", test_profile}, {"dataset", test_dataset},
     {"header_example", test_header_example}, {"trainer", test_trainer}, {"run", test_run},
     {"cancel", test_cancel}, {"all_reduce", test_all_reduce}, {"pico", test_pico},
 };
