@@ -194,7 +194,6 @@ struct nxt_context {
     nxt_backend table;       /* the CPU's */
     void *device;            /* the table's own state; the context itself on the CPU */
     const struct kernels *fast; /* what the CPU level brings to §7 */
-    bool bf16;               /* products in bf16: §7 */
     struct profile *profile; /* §9; NULL unless one was started */
     float *workspace;        /* packed panels of the matrix product: §7 */
     struct arena_chunk *kept; /* texts that live as long as the context */
@@ -1901,6 +1900,20 @@ ALWAYS_INLINE float sqrt_lane(float x) {
     return x * y;
 }
 
+/* Sine and cosine together. x = n pi/2 + r with |r| <= pi/4, reduced in double, so that angles
+ * of a million positions keep all their bits; then two fitted polynomials (error below 1e-8),
+ * which n mod 4 swaps and signs. Error at most 1 ulp of 1. */
+ALWAYS_INLINE void turn_lane(float x, float *sine, float *cosine) {
+    const double turns = (double)x * 0.63661977236758134 + 0x1.8p52 - 0x1.8p52;
+    const u32 n = (u32)(i32)turns, odd = 0 - (n & 1);
+    const float r = (float)((double)x - turns * 1.5707963267948966), q = r * r;
+    const float s = ((-0.000195172935f * q + 0.008332178f) * q - 0.166666552f) * q * r + r;
+    const float c = ((2.44384191e-05f * q - 0.00138873677f) * q + 0.0416666456f) * q * q
+                    - 0.5f * q + 1;
+    *sine = bits_float(float_bits(pick_bits(odd, c, s)) ^ (n & 2) << 30);
+    *cosine = bits_float(float_bits(pick_bits(odd, s, c)) ^ ((n + 1) & 2) << 30);
+}
+
 /* -- Pieces of rows --------------------------------------------------------------------------
  * Most operations are the same work on every row, or on pieces of rows. A task is about
  * GRAIN elements: long enough to be worth handing out, short enough to share evenly. */
@@ -2247,16 +2260,16 @@ static void fast_xent(void *s, float *loss, mat logits, const i32 *label, int ba
 /* Sine and cosine are computed once per row, for all heads. */
 ALWAYS_INLINE void rope_row(const row_job *j, piece p) {
     enum { MOST = 128 };
-    float cosine[MOST], sine[MOST];
+    float angle[MOST], cosine[MOST], sine[MOST];
     for (i64 from = 0; from < p.n; from += MOST) {
-        const i64 n = min64(MOST, p.n - from);
-        for (i64 i = 0; i < n; i++) {
-            const float angle = (float)j->index[p.r] * j->w[from + i];
-            cosine[i] = cosf(angle);
-            sine[i] = j->value * sinf(angle);
-        }
+        const i64 n = min64(MOST, p.n - from), whole = (n + LANES - 1) / LANES * LANES;
+        for (i64 i = 0; i < whole; i++)
+            angle[i] = i < n ? (float)j->index[p.r] * j->w[from + i] : 0;
+        for (i64 i = 0; i < whole; i++) turn_lane(angle[i], &sine[i], &cosine[i]);
+        for (i64 i = 0; i < n; i++) sine[i] *= j->value;
         for (int h = 0; h < j->to.heads; h++) {
             float *restrict low = head_of(j->to, p.r, h) + from, *restrict high = low + p.n;
+            __builtin_prefetch(head_of(j->to, p.r + 3, h) + from, 1); /* heads lie far apart */
             for (i64 i = 0; i < n; i++) {
                 const float a = low[i], b = high[i];
                 low[i] = a * cosine[i] - b * sine[i];
@@ -2978,7 +2991,6 @@ nxt_status nxt_context_create(nxt_context **out, const nxt_context_config *confi
     cx->device = c.backend ? c.backend_state : cx;
     cx->ops = c.backend ? c.backend : &cx->table;
     TRY_GOTO(failed, choose_cpu(cx));
-    cx->bf16 = c.bf16 && bf16_pays(cx) && use_bf16(cx, true);
     TRY_GOTO(failed, mem_get(cx, &cx->workspace, (i64)matmul_workspace(), 1));
     if (cx->threads > 1 && !c.parallel_for) TRY_GOTO(failed, pool_create(cx, cx->threads));
     *out = cx;
@@ -2988,7 +3000,7 @@ failed:
     return status;
 }
 
-int nxt_context_bf16(const nxt_context *cx) { return cx->bf16; }
+int nxt_use_bf16(nxt_context *cx, int on) { return use_bf16(cx, on && bf16_pays(cx)); }
 int nxt_context_threads(const nxt_context *cx) { return cx->threads; }
 const char *nxt_context_cpu(const nxt_context *cx) { return cx->cpu; }
 
@@ -7179,10 +7191,12 @@ static mat bump_mat(bump *b, i64 rows, i64 cols) {
 
 static i32 *bump_ints(bump *b, i64 n) { return bump_take(b, n, sizeof(i32)); }
 
-/* Rows of the head at a time: the whole batch for a small vocabulary, 64 MB of logits for
- * a large one (every chunk reads the head's weights and gradient again). */
+/* Rows of the head at a time: the whole batch for a small vocabulary, at most 128 MB of logits
+ * for a large one. Every chunk reads the head's weights and gradient again, so chunks are few
+ * and of one size. */
 static i64 head_chunk(const shape *s, i64 rows) {
-    return max64(16, min64(rows, (64 << 20) / (4 * s->V)));
+    const i64 most = max64(16, (128 << 20) / (4 * s->V));
+    return max64(1, ceil_div(rows, max64(1, ceil_div(rows, most))));
 }
 
 /* The matrices of one layer. Statistics and lse are small, but exact ones make backward

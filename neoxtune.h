@@ -75,8 +75,6 @@ typedef enum nxt_log_level { NXT_LOG_INFO = 0, NXT_LOG_WARNING = 1 } nxt_log_lev
 typedef struct nxt_context_config {
     int threads;     /* 0: as many as this process may use */
     const char *cpu; /* kernels: NULL (the best), "reference", "baseline", "avx2", "avx512" */
-    int bf16; /* 1: round the operands of large matrix products to bf16, sums in f32, where the
-               * processor multiplies bf16 faster than f32; elsewhere it changes nothing */
     /* The host's allocator: both or neither. Called by the calling thread only. allocate
      * returns NULL when there is no memory, and need not clear or align beyond malloc. */
     void *(*allocate)(void *user, size_t bytes);
@@ -100,7 +98,9 @@ NXT_API void nxt_context_destroy(nxt_context *ctx);
 NXT_API const char *nxt_error_message(const nxt_context *ctx);
 NXT_API int nxt_context_threads(const nxt_context *ctx);
 NXT_API const char *nxt_context_cpu(const nxt_context *ctx); /* which kernels were chosen */
-NXT_API int nxt_context_bf16(const nxt_context *ctx);        /* 1: bf16 products are in use */
+/* on 1: from now on the operands of large matrix products are rounded to bf16, sums stay f32,
+ * where this processor multiplies bf16 faster than f32. Returns whether they are. */
+NXT_API int nxt_use_bf16(nxt_context *ctx, int on);
 /* Bytes now held through the allocator, and the most ever held. */
 NXT_API void nxt_context_memory(const nxt_context *ctx, size_t *now, size_t *peak);
 /* Ask the long call now running on ctx to stop; it returns NXT_CANCELLED at a safe point.

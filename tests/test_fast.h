@@ -9,12 +9,16 @@ typedef void sweep_fn(float *y, const float *x, i64 n);
 #if NXT_HAS_SIMD
 #define SWEEP(NAME, AT, EXPRESSION)                                                            \
     AT FUSED static void NAME(float *y, const float *x, i64 n) {                               \
+        float turned[2];                                                                       \
+        (void)turned;                                                                          \
         for (i64 i = 0; i < n; i++) y[i] = (EXPRESSION);                                       \
     }
 #define SWEEPS(LEVEL, AT)                                                                      \
     SWEEP(sweep_exp_##LEVEL, AT, exp_lane(x[i]))                                               \
     SWEEP(sweep_tanh_##LEVEL, AT, tanh_lane(x[i]))                                             \
     SWEEP(sweep_sqrt_##LEVEL, AT, sqrt_lane(x[i]))                                             \
+    SWEEP(sweep_sine_##LEVEL, AT, (turn_lane(x[i], &turned[0], &turned[1]), turned[0]))        \
+    SWEEP(sweep_cosine_##LEVEL, AT, (turn_lane(x[i], &turned[0], &turned[1]), turned[1]))      \
     AT FUSED static void sweep_normal_##LEVEL(float *y, const float *x, i64 n) {               \
         float bell;                                                                            \
         for (i64 i = 0; i < n; i++) y[i] = normal_lane(x[i], &bell);                           \
@@ -59,7 +63,10 @@ static double sweep(sweep_fn *fast_one, double (*exact)(double), float low, floa
 static void test_fast_functions(void) {
     sweep_fn *const e[] = OF_LEVELS(sweep_exp), *const t[] = OF_LEVELS(sweep_tanh);
     sweep_fn *const n[] = OF_LEVELS(sweep_normal), *const r[] = OF_LEVELS(sweep_sqrt);
+    sweep_fn *const sine[] = OF_LEVELS(sweep_sine), *const cosine[] = OF_LEVELS(sweep_cosine);
     for (int level = 0; level < cpu_level(); level++) {
+        CHECK(sweep(sine[level], sin, -1e6f, 1e6f, true) < 1.2e-7);
+        CHECK(sweep(cosine[level], cos, -1e6f, 1e6f, true) < 1.2e-7);
         CHECK(sweep(e[level], exp, -87, 88, false) < 1);
         CHECK(sweep(e[level], exp, -104, -87, false) < 1);
         CHECK(sweep(t[level], tanh, -12, 12, false) < 2.5);
