@@ -7143,12 +7143,12 @@ static void backward(pass *p) {
  *
  * An example's place in its file is kept, so that held-out rows can be written out as read.
  *
- * Two ways to make sequences of one length's order:
+ * There are two ways to make sequences of texts:
  *
  *     --block-size B   texts are joined, end to end, and cut every B tokens (run_clm's
- *                      group_texts). Every token but B's remainder is used and every row of
- *                      a batch has the same length; a block may begin inside a sentence,
- *                      and what it continues is not in it. For long running text.
+ *                      group_texts). Only what is left after the last full block is lost,
+ *                      and all examples are of one length; but a block may begin inside a
+ *                      sentence, and what it continues is not in it. For running text.
  *     --max-length T   a row stays an example of its own, shortened to T if it is longer.
  *                      For questions and answers, where a beginning and an end have meaning.
  */
@@ -7172,10 +7172,12 @@ struct nxt_dataset {
     i64 ids_capacity, trained_capacity, offset_capacity, source_capacity;
     const char **paths;
     i64 path_count;
-    const char *columns;        /* how rows became text */
+    const char *columns;  /* how rows became text */
     nxt_dataset_info info;
 };
 
+/* eos after an example is how a model learns where to stop. Inside a text that is joined for
+ * blocks it would be a token that nobody wrote, so -1 leaves it out there. */
 nxt_data_config nxt_data_config_default(void) {
     return (nxt_data_config){.max_length = 2048, .append_eos = -1, .eos = -1};
 }
@@ -7278,7 +7280,8 @@ static nxt_status bad_row(const reader *r, const char *what, const char *column,
                 r->line, what, column, names[0] ? names : "(none)");
 }
 
-/* A column's value as text: strings as they are, numbers and literals as written. */
+/* A column's value as text: strings as they are, numbers and literals as written, so that 1.50
+ * is not turned into 1.5. null is the empty text: a data set's way to say "no input". */
 static nxt_status add_column(reader *r, const json *row, const char *column, i64 name_bytes) {
     char name[128];
     snprintf(name, sizeof name, "%.*s", (int)min64(name_bytes, 127), column);
@@ -7303,7 +7306,9 @@ static const struct { const char *prompt, *input, *completion; } known_columns[]
     {"text", NULL, "target"},         {NULL, NULL, "text"},
 };
 
-/* Decided at the first row, for all files: what the user named, or the first known pair. */
+/* Decided at the first row, for all files: what the user named, or the first known pair. Not
+ * row by row: a data set in which one row lacks a column would be trained half in one form,
+ * half in another, and nothing would say so. */
 static nxt_status choose_columns(reader *r, const json *row) {
     const nxt_data_config *c = r->config;
     const bool template = c->template_text;
@@ -7349,7 +7354,12 @@ static const char *completion_place(const nxt_data_config *c) {
 }
 
 /* Fills a template. What stands before the completion is the prompt, and all there is when
- * only prompts are wanted. */
+ * only prompts are wanted. In
+ *
+ *     "Q: {question}\nA: {answer}\n\n"
+ *
+ * the completion is {answer}: it is trained, what is before it is read, and the two line ends
+ * behind it are neither trained nor asked for; the eos that follows them is trained. */
 static nxt_status render_template(reader *r, const json *row) {
     const nxt_data_config *c = r->config;
     const char *place = completion_place(c);
@@ -7466,7 +7476,8 @@ static nxt_status finish_example(reader *r) {
     return dataset_add(r->d, ids, r->mask, n, &r->from);
 }
 
-/* Takes the row in r->row: an example, or more tokens for blocks. */
+/* Takes the row in r->row: an example, or more tokens for blocks. Blocks are cut when all
+ * files are read, because they run across the ends of texts and files. */
 static nxt_status take_row(reader *r) {
     const int eos = r->config->append_eos;
     const bool blocks = r->config->block_size > 0;
@@ -7497,8 +7508,9 @@ static i64 line_bytes(const char *p, i64 n) {
     return stop ? stop - p : n;
 }
 
-/* Plain text. For blocks a file is one text, line ends and all; else each line is a text,
- * whether lines end in LF or CRLF. */
+/* Plain text. For blocks a file is one text, line ends and all, because they belong to it; else
+ * each line is a text, whether lines end in LF or CRLF, and blank ones are none. Both parts of
+ * a row are set so that all of it is the completion: plain text is trained on as a whole. */
 static nxt_status read_text_file(reader *r, const char *p, i64 n) {
     const bool whole = r->config->block_size > 0;
     r->pairs = false;
@@ -7671,6 +7683,7 @@ nxt_status nxt_dataset_from_files(nxt_dataset **out, nxt_tokenizer *tok,
     return status;
 }
 
+/* For hosts that tokenize themselves, and for tests: no file, no source rows. */
 nxt_status nxt_dataset_from_tokens(nxt_dataset **out, nxt_context *cx, const i32 *ids,
                                    const u8 *trained, const i64 *offsets, i64 count) {
     nxt_dataset *d;
@@ -7752,7 +7765,9 @@ void nxt_dataset_example(const nxt_dataset *d, i64 i, const i32 **ids, const u8 
     *n = d->offset[i + 1] - at;
 }
 
-/* A row of the files as one line of JSON. row: the row itself, in a .json file. */
+/* A row of the files as one line of JSON: as it was read, not as it was rendered, so that the
+ * same rows can be given to another model with a template of its own. row: the row itself,
+ * in a .json file. */
 static nxt_status write_row(const nxt_dataset *d, const source_row *s, const file_map *map,
                             const json *row, buffer *out) {
     const char *p = (const char *)map->p + s->at;
@@ -7772,7 +7787,9 @@ static nxt_status write_row(const nxt_dataset *d, const source_row *s, const fil
     return out->status;
 }
 
-/* All rows of one file that the dataset holds, in the file's own order. */
+/* All rows of one file that the dataset holds, in the file's own order. Lines are copied from
+ * their place in the file; a row of a .json file has no place of its own, so the file is
+ * parsed again and its rows are counted. */
 static nxt_status write_rows_of(const nxt_dataset *d, i64 file, buffer *out) {
     const char *path = d->paths[file];
     file_map map, text;
@@ -7808,7 +7825,8 @@ nxt_status nxt_dataset_write_rows(const nxt_dataset *d, const char *path) {
 
 /* -- Batches --------------------------------------------------------------------------- */
 
-/* Memory for passes of up to `rows` rows, and for the batch that goes into one. */
+/* Memory for passes of up to `rows` rows, and for the batch that goes into one: the batch is
+ * made here, on the host, and pass_begin sends it to the device. */
 typedef struct pass_room {
     pass_memory memory;
     batch host;
@@ -7860,7 +7878,9 @@ static void batch_add_example(batch *b, const nxt_dataset *d, i64 i) {
     batch_add(b, d->ids + at, d->trained + at, d->offset[i + 1] - at);
 }
 
-/* Ids and lengths that the model cannot take are refused before training starts. */
+/* Ids and lengths that the model cannot take are refused before training starts: kernels read
+ * the embedding's row and the position's angles without asking. A tokenizer of another model
+ * shows here, or, when it is smaller than the vocabulary, only in the loss. */
 static nxt_status check_dataset(const nxt_model *m, const nxt_dataset *d) {
     const shape *s = &m->s;
     if (d->info.longest > s->T)
@@ -7882,6 +7902,14 @@ static nxt_status check_dataset(const nxt_model *m, const nxt_dataset *d) {
  * The directory that Hugging Face loads: config.json as it came, with the type that was
  * written; model.safetensors; and the tokenizer's files, byte for byte. One piece of one
  * tensor is in memory at a time. What is saved is complete or absent (I10, §11).
+ *
+ *     config.json              as read, but for type, architecture and rotary settings
+ *     tokenizer.json, ...      copies of what the base has
+ *     generation_config.json   a copy, or bos and eos when the base has none
+ *     model.safetensors        or shards and the index that names them
+ *
+ * Members of config.json that mean nothing here are kept: what another program wrote for a
+ * third one to read is not ours to drop.
  */
 static const char *const torch_names[] = {[F32] = "float32", [F16] = "float16",
                                           [BF16] = "bfloat16"};
@@ -7917,7 +7945,9 @@ static void write_rope(buffer *b, const shape *s, const json *config) {
     buffer_text(b, "}");
 }
 
-/* The config as it was read, but for the members that saving decides. */
+/* The config as it was read, but for the members that saving decides. torch_dtype must name
+ * what the file holds, because Hugging Face may convert to it while loading: f32 weights
+ * under "float16" would be rounded. "dtype", its newer name, could contradict it. */
 static void write_config(buffer *b, const nxt_model *m, dtype type) {
     static const char *const ours[] = {"torch_dtype", "dtype", "rotary_pct", "rotary_emb_base",
                                        "rope_parameters", "architectures"};
@@ -7950,7 +7980,8 @@ static nxt_status save_end(save *s, nxt_status status) {
     return status;
 }
 
-/* The files beside the weights, from a directory that may lack any of them. */
+/* The files beside the weights, from a directory that may lack any of them. A tokenizer comes
+ * in several forms, and which of them a reader wants is not known here: all are copied. */
 static nxt_status save_companions(save *s, const char *dir) {
     static const char *const names[] = {
         "tokenizer.json", "tokenizer_config.json", "special_tokens_map.json", "vocab.json",
@@ -7976,7 +8007,8 @@ static nxt_status save_tokenizer(save *s, const char *path) {
     return save_copy(s, "tokenizer.json", path);
 }
 
-/* What Hugging Face's generate() needs to stop; not if the base brought its own. */
+/* What Hugging Face's generate() needs to stop; not if the base brought its own. Without it, a
+ * model that was taught to end in eos would run on to the limit of new tokens. */
 static nxt_status save_generation_config(save *s, const nxt_model *m) {
     static const char name[] = "generation_config.json";
     buffer b = {.cx = m->cx};
@@ -7986,7 +8018,8 @@ static nxt_status save_generation_config(save *s, const nxt_model *m) {
     return save_buffer(s, name, &b);
 }
 
-/* Elements of a parameter, wherever it is: in its file, or a master on the device. */
+/* Elements of a parameter, wherever it is: in its file, or a master on the device. What was
+ * never trained goes from file to file through f32, which loses no bit of f16 or bf16. */
 static void read_param(const nxt_model *m, const param *p, i64 at, i64 n, float *out) {
     if (p->w.p != p->stored.p) { /* f32 and contiguous: ours */
         m->cx->ops->download(m->cx->device, out, (float *)p->w.p + at, (size_t)n * sizeof *out);
@@ -8011,7 +8044,8 @@ static nxt_status fetch_param(void *user, const tensor_plan *t, i64 at, i64 n, f
     return NXT_OK;
 }
 
-/* A parameter as the writer sees it: vectors have one dimension. */
+/* A parameter as the writer sees it: vectors have one dimension, as PyTorch stores them, and a
+ * loader that finds (1, C) in the place of (C) refuses it. */
 static tensor_plan plan_tensor(const char *name, dtype type, const mat *w, void *source) {
     tensor_plan t = {.name = name, .type = type, .rank = w->rows == 1 ? 1 : 2,
                      .count = w->rows * w->cols, .source = source};
@@ -8133,7 +8167,7 @@ void nxt_param_describe(const nxt_model *m, i64 i, nxt_param_info *info) {
                              .trainable = p->grad.p != NULL};
 }
 
-/* Elements [at, at + n) of parameter i exist. */
+/* Whether parameter i has elements [at, at + n). */
 static nxt_status check_range(const nxt_model *m, i64 i, i64 at, i64 n) {
     if (i >= 0 && i < m->param_count && at >= 0 && n >= 0
         && at + n <= m->params[i].w.rows * m->params[i].w.cols)
@@ -8245,7 +8279,12 @@ static double learning_rate(const nxt_trainer *t, i64 k) {
 /* -- Which examples -------------------------------------------------------------------- */
 
 /* An epoch has ceil(examples / batch) micro-batches and ceil(of those / accumulation)
- * steps; the last one may be short (the rule of Hugging Face's Trainer from 4.46 on). */
+ * steps; the last one may be short (the rule of Hugging Face's Trainer from 4.46 on). With 10
+ * examples, a batch of 2 and 2 micro-batches a step:
+ *
+ *     step      0         1         2
+ *     examples  0 1 2 3   4 5 6 7   8 9       places in the epoch's order, not in the file
+ */
 static i64 examples_per_step(const nxt_train_config *c) {
     return c->batch_size * c->gradient_accumulation_steps;
 }
@@ -8265,10 +8304,6 @@ void nxt_trainer_destroy(nxt_trainer *t) {
     if (!t) return;
     nxt_context *cx = t->cx;
     room_free(&t->room);
-    for (i64 i = 0; i < t->m->param_count; i++) { /* unless a later trainer brought its own */
-        param *p = &t->m->params[i];
-        if (p->m >= t->moments && p->m < t->moments + t->m->elements) p->m = p->v = NULL;
-    }
     if (t->moments) cx->ops->release(cx->device, t->moments);
     mem_drop(cx, t);
 }
@@ -8301,15 +8336,9 @@ static i64 batch_rows(const nxt_dataset *d, i64 batch_size) {
     return min64(batch_size, d->info.examples) * d->info.longest;
 }
 
-/* Each parameter's share of the two long arrays. */
-static void give_moments(nxt_trainer *t) {
-    float *m = t->moments, *v = t->moments + t->m->elements;
-    for (i64 i = 0; i < t->m->param_count; i++) {
-        param *p = &t->m->params[i];
-        p->m = m, p->v = v;
-        m += p->w.rows * p->w.cols;
-        v += p->w.rows * p->w.cols;
-    }
+/* Moment 0 or 1, m or v, of a trained parameter: both arrays are laid out as the gradients. */
+static float *moment(const nxt_trainer *t, const param *p, i64 which) {
+    return t->moments + which * t->m->elements + ((const float *)p->grad.p - t->m->grads);
 }
 
 /* All memory of a run is taken here, sized for the largest micro-batch that can occur, so
@@ -8327,7 +8356,6 @@ static nxt_status trainer_prepare(nxt_trainer *t) {
     t->moments = cx->ops->alloc(cx->device, (size_t)elements * 2 * sizeof(float));
     if (!t->moments) return NXT_MEMORY;
     cx->ops->fill(cx->device, matrix(t->moments, 2, elements), 0);
-    give_moments(t);
     TRY(room_get(t->m, rows, true, &t->room));
     t->steps_per_epoch = ceil_div(ceil_div(t->data->info.examples, t->c.batch_size),
                                   t->c.gradient_accumulation_steps);
@@ -8397,7 +8425,9 @@ static nxt_status grad_zero(nxt_model *m) {
     return ops->sync(m->cx->device);
 }
 
-/* The global norm: squares of each parameter, added up in the order of the list. */
+/* The global norm: one length of the gradient of all parameters together, as if they were one
+ * long vector. Squares of each parameter in turn, added up in the order of the list, in
+ * double (I7). */
 static double gradient_squares(const nxt_model *m) {
     double sum = 0;
     for (i64 i = 0; i < m->param_count; i++)
@@ -8430,10 +8460,10 @@ static void update(nxt_trainer *t, double lr, double scale) {
         const param *p = &t->m->params[i];
         if (!p->grad.p) continue;
         t->cx->ops->adamw(t->cx->device, &(nxt_adamw){
-            .w = p->w.p, .g = p->grad.p, .m = p->m, .v = p->v, .n = p->w.rows * p->w.cols,
-            .scale = (float)scale, .lr = (float)lr, .beta1 = (float)c->adam_beta1,
-            .beta2 = (float)c->adam_beta2, .eps = (float)c->adam_epsilon,
-            .decay = p->decay ? (float)c->weight_decay : 0,
+            .w = p->w.p, .g = p->grad.p, .m = moment(t, p, 0), .v = moment(t, p, 1),
+            .n = p->w.rows * p->w.cols, .scale = (float)scale, .lr = (float)lr,
+            .beta1 = (float)c->adam_beta1, .beta2 = (float)c->adam_beta2,
+            .eps = (float)c->adam_epsilon, .decay = p->decay ? (float)c->weight_decay : 0,
             .correction1 = (float)(1 - pow(c->adam_beta1, updates)),
             .correction2 = (float)(1 - pow(c->adam_beta2, updates))});
     }
@@ -8446,7 +8476,9 @@ static double seconds_now(void) {
     return (double)t.tv_sec + 1e-9 * (double)t.tv_nsec;
 }
 
-/* Accumulates the step's gradients. The step's place in its epoch says which examples. */
+/* Accumulates the step's gradients. The step's place in its epoch says which examples, so a
+ * resumed trainer begins at the right one without any counting. An epoch's last micro-batch
+ * and last step may be smaller than the others; no example is left out or seen twice. */
 static nxt_status accumulate(nxt_trainer *t, step_sums *sums) {
     const i64 n = t->data->info.examples, per_step = examples_per_step(&t->c);
     const i64 epoch = t->step / t->steps_per_epoch;
@@ -8779,8 +8811,10 @@ static void penalise(float *z, i64 V, double penalty, const i32 *seen, i64 n, u8
     }
 }
 
-/* A max-heap of ids by logit: the few best of a large vocabulary without sorting it. Equal
- * logits go by id, so that the choice is the same everywhere. */
+/* A max-heap of ids by logit: the best of V tokens is heap[0], and the children of place i, at
+ * 2 i + 1 and 2 i + 2, rank after it. Making one costs O(V), taking the best O(log V): the few
+ * best of a large vocabulary without sorting it. Equal logits go by id, so that the choice is
+ * the same everywhere. */
 static bool ranks_before(const float *z, i32 a, i32 b) {
     return z[a] > z[b] || (z[a] == z[b] && a < b);
 }
@@ -8853,7 +8887,8 @@ static nxt_status check_sample_config(nxt_context *cx, const nxt_sample_config *
                 "repetition penalty > 0 are wanted");
 }
 
-/* Greedy is the limit of temperature 0, and the only choice without a random number. */
+/* Probabilities are softmax(z / temperature): below 1 likely tokens gain, above 1 unlikely
+ * ones. Greedy is the limit of temperature 0, and the only choice without a random number. */
 nxt_status nxt_sample(nxt_context *cx, float *z, i64 V, const nxt_sample_config *c, u64 stream,
                       const i32 *seen, i64 n, i32 *chosen) {
     i32 *heap; /* also the marks of the penalty: V / 8 bytes of it */
@@ -8950,11 +8985,14 @@ nxt_status nxt_score_exact_match(nxt_context *cx, const char *prediction, const 
  */
 
 /* -- The optimizer's state ------------------------------------------------------------- */
+
+/* Names are the parameter's with one of these in front; the last two are those of PyTorch's
+ * Adam. Gradients are not stored: a step begins by clearing them. */
 static const char *const state_prefix[] = {"master.", "exp_avg.", "exp_avg_sq."};
 
 /* The array that a prefix stands for. */
-static float *state_part(const param *p, i64 part) {
-    return part == 0 ? p->w.p : part == 1 ? p->m : p->v;
+static float *state_part(const nxt_trainer *t, const param *p, i64 part) {
+    return part == 0 ? p->w.p : moment(t, p, part - 1);
 }
 
 /* Masters and moments are on the device; they leave it a piece at a time. */
@@ -8975,7 +9013,7 @@ static nxt_status save_optimizer(save *s, nxt_trainer *t) {
         const param *p = &t->m->params[i / 3];
         if (!p->grad.p) continue;
         const char *name = arena_print(&a, "%s%s", state_prefix[i % 3], p->name);
-        plans[n++] = plan_tensor(name, F32, &p->w, state_part(p, i % 3));
+        plans[n++] = plan_tensor(name, F32, &p->w, state_part(t, p, i % 3));
         if (!name) status = NXT_MEMORY;
     }
     if (status == NXT_OK)
@@ -8997,7 +9035,7 @@ static nxt_status load_part(nxt_trainer *t, const weights *w, const char *path, 
     else if (!x || x->type != F32 || x->count != p->w.rows * p->w.cols)
         status = fail(t->cx, NXT_SHAPE, "%s: \"%s\" is missing or has another size", path,
                       name);
-    else t->cx->ops->upload(t->cx->device, state_part(p, part), x->p,
+    else t->cx->ops->upload(t->cx->device, state_part(t, p, part), x->p,
                             (size_t)x->count * sizeof(float));
     arena_free(&a);
     return status;
@@ -9043,7 +9081,11 @@ static u64 trainer_fingerprint(const nxt_trainer *t) {
 }
 
 /* -- trainer_state.json: Hugging Face's keys, and ours in an object of their own ------- */
-typedef struct run_state { /* of a run; zeros for a bare trainer */
+
+/* What a run remembers between two steps: sums that are not yet in a row of metrics, and sums
+ * of the whole run. Zeros for a bare trainer. The sums are part of a checkpoint because a row
+ * may be half full when it is made; its mean would else be one of fewer steps. */
+typedef struct run_state {
     double loss_sum, tokens, seconds, trained; /* since the last row of metrics */
     double total_loss, total_trained, total_seconds;
     double best;
@@ -9054,7 +9096,9 @@ typedef struct run_state { /* of a run; zeros for a bare trainer */
     buffer history; /* rows of metrics.jsonl, joined by commas */
 } run_state;
 
-/* Numbers are written with 17 digits, which is what a double needs to come back the same. */
+/* The keys of transformers' TrainerState, in its order (by name), with what a tool that plots
+ * log_history expects; those that mean nothing here have its defaults. Numbers are written
+ * with 17 digits, which is what a double needs to come back the same. */
 static void write_trainer_state(buffer *b, const nxt_trainer *t, const run_state *r) {
     char best[64] = "null", checkpoint[64] = "null";
     if (r->best_step) {
@@ -9063,41 +9107,35 @@ static void write_trainer_state(buffer *b, const nxt_trainer *t, const run_state
     }
     buffer_print(b, "{\n  \"best_global_step\": %" PRId64 ",\n  \"best_metric\": %s,\n"
                  "  \"best_model_checkpoint\": %s,\n", r->best_step, best, checkpoint);
-    buffer_print(b,
-                 "  \"epoch\": %.17g,\n  \"eval_steps\": %" PRId64
-                 ",\n  \"global_step\": %" PRId64
-                 ",\n  \"is_hyper_param_search\": false,\n  \"is_local_process_zero\": true,\n"
-                 "  \"is_world_process_zero\": true,\n  \"log_history\": [",
+    buffer_print(b, "  \"epoch\": %.17g,\n  \"eval_steps\": %" PRId64 ",\n  \"global_step\": %"
+                 PRId64 ",\n  \"is_hyper_param_search\": false,\n  \"is_local_process_zero\": "
+                 "true,\n  \"is_world_process_zero\": true,\n  \"log_history\": [",
                  (double)t->step / (double)t->steps_per_epoch, r->eval_steps, t->step);
     if (r->history.n) buffer_add(b, r->history.p, r->history.n);
-    buffer_print(b,
-                 "],\n  \"logging_steps\": %" PRId64 ",\n  \"max_steps\": %" PRId64
-                 ",\n  \"num_input_tokens_seen\": %" PRId64
-                 ",\n  \"num_train_epochs\": %" PRId64 ",\n  \"save_steps\": %" PRId64
-                 ",\n  \"stateful_callbacks\": {},\n"
-                 "  \"total_flos\": %.17g,\n  \"train_batch_size\": %" PRId64
-                 ",\n  \"trial_name\": null,\n  \"trial_params\": null,\n",
-                 r->logging_steps, t->total_steps, t->num_tokens,
-                 ceil_div(t->total_steps, t->steps_per_epoch), r->save_steps, r->floats,
-                 t->c.batch_size);
-    buffer_print(b,
-                 "  \"neoxtune\": {\"skipped\": %" PRId64 ", \"pending\": %" PRId64
-                 ", \"fingerprint\": \"%016" PRIx64
-                 "\", \"window\": [%.17g, %.17g, %.17g, %.17g], "
-                 "\"total\": [%.17g, %.17g, %.17g]}\n}\n",
-                 t->skipped, r->pending, trainer_fingerprint(t), r->loss_sum, r->tokens,
-                 r->seconds, r->trained, r->total_loss, r->total_trained, r->total_seconds);
+    buffer_print(b, "],\n  \"logging_steps\": %" PRId64 ",\n  \"max_steps\": %" PRId64 ",\n"
+                 "  \"num_input_tokens_seen\": %" PRId64 ",\n  \"num_train_epochs\": %" PRId64
+                 ",\n  \"save_steps\": %" PRId64 ",\n  \"stateful_callbacks\": {},\n"
+                 "  \"total_flos\": %.17g,\n  \"train_batch_size\": %" PRId64 ",\n"
+                 "  \"trial_name\": null,\n  \"trial_params\": null,\n", r->logging_steps,
+                 t->total_steps, t->num_tokens, ceil_div(t->total_steps, t->steps_per_epoch),
+                 r->save_steps, r->floats, t->c.batch_size);
+    buffer_print(b, "  \"neoxtune\": {\"skipped\": %" PRId64 ", \"pending\": %" PRId64 ", "
+                 "\"fingerprint\": \"%016" PRIx64 "\", \"window\": [%.17g, %.17g, %.17g, "
+                 "%.17g], \"total\": [%.17g, %.17g, %.17g]}\n}\n", t->skipped, r->pending,
+                 trainer_fingerprint(t), r->loss_sum, r->tokens, r->seconds, r->trained,
+                 r->total_loss, r->total_trained, r->total_seconds);
 }
 
-/* Item i of an array of numbers; 0 beyond its end. */
+/* Item i of an array of numbers; 0 beyond its end, as in a checkpoint of a bare trainer. */
 static double json_item(const json *array, i64 i) {
     const json *v = array ? array->first : NULL;
     while (v && i-- > 0) v = v->next;
     return v ? v->number : 0;
 }
 
-/* Refuses to go on from a checkpoint of another run: with other data or another schedule the
- * result would be neither the old run nor a new one, and nobody would notice. */
+/* The numbers back, in the same order. Refuses to go on from a checkpoint of another run: with
+ * other data or another schedule the result would be neither the old run nor a new one, and
+ * nobody would notice. */
 static nxt_status read_trainer_state(nxt_trainer *t, const char *path, const json *state,
                                      run_state *r) {
     const json *ours = json_get(state, "neoxtune"), *window = json_get(ours, "window");
@@ -9177,7 +9215,17 @@ nxt_status nxt_trainer_resume(nxt_trainer *t, const char *dir) {
 
 /* -- Runs ------------------------------------------------------------------------------ */
 
-/* What a run adds to its trainer: the log, the checkpoints, the best evaluation so far. */
+/* What a run adds to its trainer: the log, the checkpoints, the best evaluation so far. Its
+ * output directory, in the end:
+ *
+ *     config.json, model.safetensors, tokenizer.json, ...    the final or the best model
+ *     run.json                                               the options that made it
+ *     metrics.jsonl                                          a row per line:
+ *         {"step": 10, "epoch": 0.5, "loss": 2.31, "grad_norm": 1.2, "learning_rate": ...
+ *         {"step": 10, "epoch": 0.5, "eval_loss": 2.4, "eval_perplexity": 11.02, ...
+ *     checkpoint-10/                                         the same model files, and
+ *         optimizer.safetensors, trainer_state.json          what resuming needs
+ */
 struct nxt_run {
     nxt_context *cx;
     nxt_trainer *t;
@@ -9224,7 +9272,9 @@ static nxt_status metrics_row(nxt_run *r, const metric *m, i64 count) {
     return status;
 }
 
-/* The mean since the last row, over tokens: rows can be averaged with num_tokens. */
+/* The mean since the last row, over tokens: sum of losses by number of trained tokens, not the
+ * mean of the steps' means, so that a short last batch weighs what it is worth. The
+ * gradient's norm and the rate are those of the row's own step. */
 static nxt_status log_step(nxt_run *r, nxt_run_info *info) {
     run_state *s = &r->state;
     const nxt_step_info *i = &info->step;
@@ -9239,7 +9289,8 @@ static nxt_status log_step(nxt_run *r, nxt_run_info *info) {
     return metrics_row(r, row, COUNT(row));
 }
 
-/* After a step: is it time? An epoch's last step ends it, and so does the run's last. */
+/* After a step: is it time? An epoch's last step ends it, and so does the run's last. A pure
+ * function of the step, so a resumed run does the same things at the same steps. */
 static bool is_due(const nxt_run *r, nxt_when when, i64 every) {
     const i64 step = r->t->step;
     if (when == NXT_STEPS) return every > 0 && step % every == 0;
@@ -9248,7 +9299,8 @@ static bool is_due(const nxt_run *r, nxt_when when, i64 every) {
 }
 
 /* Until it is over the evaluation is pending: a checkpoint of an interrupted run says so,
- * and the resumed run catches up on it. */
+ * and the resumed run catches up on it. So the rows of metrics.jsonl are the same, whether a
+ * run was stopped in an evaluation or not. A loss that is not a number is never the best. */
 static nxt_status evaluate_run(nxt_run *r, nxt_run_info *info) {
     nxt_eval_info *e = &info->eval;
     run_state *s = &r->state;
@@ -9269,7 +9321,7 @@ static nxt_status evaluate_run(nxt_run *r, nxt_run_info *info) {
 }
 
 /* The numbers of the checkpoints in a directory, rising. Names that only begin like one
- * (temporary ones) do not count. */
+ * (temporary ones) do not count, and neither does a directory that is not there. */
 static nxt_status list_checkpoints(nxt_context *cx, const char *dir, i64 **steps, i64 *count) {
     i64 capacity = 0;
     *steps = NULL, *count = 0;
@@ -9334,7 +9386,11 @@ nxt_status nxt_run_checkpoint(nxt_run *r, nxt_run_info *info) {
     return r->c.save_total_limit > 0 ? rotate(r, r->c.save_total_limit) : NXT_OK;
 }
 
-/* In this order: a checkpoint then contains the rows and the evaluation of its own step. */
+/* In this order: a checkpoint then contains the rows and the evaluation of its own step. A
+ * skipped step has no loss that could be averaged; its tokens and its time count.
+ *
+ * Floating-point operations are those of Hugging Face's total_flos: 6 for every token and
+ * parameter (§23 has the reason), input embedding left out, since it is a lookup. */
 nxt_status nxt_run_step(nxt_run *r, nxt_run_info *info) {
     run_state *s = &r->state;
     *info = (nxt_run_info){0};
@@ -9366,6 +9422,8 @@ static nxt_status best_weights(nxt_run *r, const char **path) {
     return *path ? NXT_OK : NXT_MEMORY;
 }
 
+/* The last row's names and meanings are those of Hugging Face's train_metrics. Samples count
+ * whole epochs exactly and a broken-off one by its share of steps. */
 nxt_status nxt_run_finish(nxt_run *r) {
     const run_state *s = &r->state;
     const nxt_trainer *t = r->t;
@@ -9411,7 +9469,8 @@ static nxt_status rewrite_metrics(nxt_run *r) {
     return status;
 }
 
-/* Directory, resumed state, log file. */
+/* Directory, resumed state, log file. What can be refused is refused before metrics.jsonl and
+ * run.json of an earlier run are replaced. */
 static nxt_status run_open(nxt_run *r, const char *resume) {
     const char *best;
     TRY(make_directories(r->cx, r->c.output_dir));
@@ -9490,11 +9549,17 @@ nxt_status nxt_run_last_checkpoint(nxt_context *cx, const char *output_dir, char
  *
  * A function that can fail returns an exit status. Whoever finds the fault writes the
  * sentence; callers pass the status up and add nothing, as TRY does in the library.
+ *
+ * How to read it: main, at the end, finds the command in a table and calls its run_ function,
+ * a page at most, which says in calls of the header what the command does. run_train is the
+ * one to begin with.
  */
 #if !defined(NXT_NO_MAIN)
 #include <signal.h>
 
-enum { FAILED = 1, USAGE = 2, INTERRUPTED = 130 }; /* the last is a shell's 128 + SIGINT */
+/* Exit statuses; 0 is done. A script can tell a typing mistake (2) from a run that failed (1)
+ * and from one that was stopped and saved (130, which is a shell's 128 + SIGINT). */
+enum { FAILED = 1, USAGE = 2, INTERRUPTED = 130 };
 
 /* DO passes a failure up; ASK is for calls of the library, whose sentence is printed first. */
 #define DO(call)                                                                           \
@@ -9504,12 +9569,14 @@ enum { FAILED = 1, USAGE = 2, INTERRUPTED = 130 }; /* the last is a shell's 128 
     } while (0)
 #define ASK(call) DO(report(a->cx, (call)))
 
-/* Sets of commands: an option says by such a set where it is known. */
+/* Sets of commands: an option says by such a set where it is known. Elsewhere it is an error,
+ * not ignored: `eval --learning-rate` can only be a misunderstanding. */
 enum {
     TRAIN = 1, EVAL = 2, GENERATE = 4, TOKENIZE = 8, INFO = 16, INIT = 32,
     ANY = 63, DATA = TRAIN | EVAL | GENERATE | INFO
 };
 
+/* Texts are not copied: they are argv's, or the context keeps them. */
 typedef struct text_list {
     int count;
     const char *text[64];
@@ -9552,7 +9619,7 @@ typedef struct option {
 #define FLAG(field) NULL, 'b', offsetof(options, field)
 
 static const option option_table[] = {
-    /* files */
+    /* files; the library wants a directory, find_model makes one of what is written here */
     {"model", TEXT("DIR", model), ANY & ~INIT, "model directory, hub-cache folder or hub name"},
     {"tokenizer", TEXT("PATH", r.tokenizer), ANY,
      "tokenizer.json or a folder; default: the model's"},
@@ -9561,7 +9628,7 @@ static const option option_table[] = {
     {"overwrite-output-dir", FLAG(overwrite), TRAIN, "replace an earlier run there"},
     {"dry-run", FLAG(dry_run), TRAIN, "report data and memory, train nothing"},
     {"config", TEXT("FILE", config), INIT, "config.json of the architecture"},
-    /* from rows to sequences: §18 */
+    /* from rows to sequences: §18. eval and generate take them from the model's run.json */
     {"block-size", INT(d.block_size), DATA, "join texts and cut them into blocks of N tokens"},
     {"max-length", INT(max_length), DATA,
      "longest example (generate: prompt and answer) in tokens"},
@@ -9583,7 +9650,7 @@ static const option option_table[] = {
     {"test-split", REAL("F", test_split), TRAIN, "hold out this share for later"},
     {"no-shuffle", FLAG(no_shuffle), TRAIN, "keep the order of the data"},
     {"seed", INT(t.seed), TRAIN | GENERATE | INIT, "of everything random (42)"},
-    /* the optimizer: §20 */
+    /* the optimizer: §20. In brackets the default, which is Hugging Face's */
     {"learning-rate", REAL("X", t.learning_rate), TRAIN, "peak rate (5e-5)"},
     {"num-train-epochs", REAL("X", t.num_train_epochs), TRAIN, "passes over the data (3)"},
     {"max-steps", INT(t.max_steps), TRAIN, "optimizer steps; wins over epochs"},
@@ -9607,7 +9674,7 @@ static const option option_table[] = {
     {"adam-epsilon", REAL("X", t.adam_epsilon), TRAIN, "(1e-8)"},
     {"max-skipped-steps", INT(t.max_skipped_steps), TRAIN,
      "skip so many steps that are not finite (0)"},
-    /* what is due when: §22 */
+    /* what is due when: §22. Steps are optimizer steps, not micro-batches */
     {"logging-steps", INT(r.logging_steps), TRAIN, "a row of metrics.jsonl every N steps (1)"},
     {"eval-strategy", TEXT("W", eval_strategy), TRAIN,
      "no, steps or epoch (epoch when there is held-out data)"},
@@ -9618,7 +9685,7 @@ static const option option_table[] = {
     {"load-best-model-at-end", FLAG(r.load_best_model_at_end), TRAIN,
      "finish with the checkpoint of lowest eval_loss"},
     {"resume-from-checkpoint", TEXT("DIR", resume), TRAIN, "a checkpoint, or last"},
-    /* generation: §21 */
+    /* generation: §21. Greedy unless temperature, top-k or top-p is given */
     {"prompt", TEXT("TEXT", prompt), GENERATE, "what to continue"},
     {"prompts", TEXT("FILE", prompts), GENERATE, "a prompt per line, or rows"},
     {"max-new-tokens", INT(max_new_tokens), GENERATE | EVAL, "tokens to generate at most (64)"},
@@ -9658,7 +9725,8 @@ static const struct { const char *alias, *name; } option_aliases[] = {
 
 /* -- Small things ---------------------------------------------------------------------- */
 
-/* The program's only globals: a signal handler has no argument. */
+/* The program's only globals: a signal handler has no argument, and may do next to nothing;
+ * it sets a flag, and calls nxt_cancel, which is made for it. */
 static volatile sig_atomic_t interrupted;
 static nxt_context *volatile signal_context;
 
@@ -9683,6 +9751,7 @@ static int report(const nxt_context *cx, nxt_status status) {
     return status == NXT_CANCELLED ? INTERRUPTED : FAILED;
 }
 
+/* Notes and warnings of the library: it never prints, so the program says how. */
 static void print_log(void *user, nxt_log_level level, const char *line) {
     (void)user;
     fprintf(stderr, "%s%s\n", level == NXT_LOG_WARNING ? "warning: " : "", line);
@@ -9773,7 +9842,8 @@ static bool same_name(const char *a, const char *b) {
     return !*a && (!*b || *b == ',');
 }
 
-/* By name or alias, among those of the command. */
+/* By name or alias, among those of the command. A name stands once in the table, with all
+ * commands that know it, so that it means the same everywhere. */
 static const option *find_option(const char *name, int commands) {
     for (int64_t i = 0; i < COUNT(option_aliases); i++)
         if (same_name(name, option_aliases[i].alias)) name = option_aliases[i].name;
@@ -9813,7 +9883,8 @@ static bool is_nearer(const char *name, const char *candidate, int *best) {
     return true;
 }
 
-/* Most unknown options are typing mistakes. */
+/* Most unknown options are typing mistakes. Farther than five changes, a guess would be about
+ * as long as the name itself, and mislead. */
 static int unknown_option(const char *name, int commands) {
     const char *nearest = NULL;
     int best = 6;
@@ -9825,7 +9896,8 @@ static int unknown_option(const char *name, int commands) {
     return complain(USAGE, "unknown option --%s; did you mean --%s?", name, nearest);
 }
 
-/* The place of a word in a list, "no, steps, epoch"; -1 after saying what there is. */
+/* The place of a word in a list, "no, steps, epoch"; -1 after saying what there is. The list
+ * is one text because that is how the sentence needs it. */
 static int choose_word(const char *option_name, const char *value, const char *list) {
     const char *word = list;
     for (int i = 0; word; i++) {
@@ -9837,7 +9909,8 @@ static int choose_word(const char *option_name, const char *value, const char *l
     return -1;
 }
 
-/* Sets one option from its text. */
+/* Sets one option from its text. Numbers below 0 are refused here for all: none of the options
+ * has a use for one. */
 static int set_option(options *o, const option *p, const char *value) {
     void *field = (char *)o + p->field;
     text_list *list = field;
@@ -9875,6 +9948,8 @@ typedef struct config_reader {
     int status;
 } config_reader;
 
+/* One name and value; nxt_options_read calls this for every item of a list, so that lists of
+ * a file and options that are repeated are the same thing. */
 static void take_config(void *user, const char *name, const char *value) {
     config_reader *r = user;
     const option *p = find_option(name, r->commands);
@@ -9888,7 +9963,9 @@ static int read_options(nxt_context *cx, const char *path, config_reader r) {
     return r.status;
 }
 
-/* --name value, --name=value, --flag, --list a b c, and one bare file name for tokenize. */
+/* --name value, --name=value, --flag, --list a b c, and one bare file name for tokenize. Read
+ * from left to right, the last one wins: what follows --config-file changes what it said, and
+ * a script can add options to those it was given. */
 static int parse_options(options *o, nxt_context *cx, int commands, int argc, char **argv) {
     for (int i = 2; i < argc; i++) {
         const char *a = argv[i], *value = strchr(a, '=');
@@ -9916,7 +9993,8 @@ static int parse_options(options *o, nxt_context *cx, int commands, int argc, ch
     return 0;
 }
 
-/* The library's defaults; what they leave open is decided when the model is known. */
+/* The library's defaults; what they leave open is decided when the model is known. A config
+ * that is all zeros would be a wrong one, which is why it comes from a function. */
 static options default_options(void) {
     options o = {.d = nxt_data_config_default(), .t = nxt_train_config_default(),
                  .r = nxt_run_config_default(), .s = nxt_sample_config_default(),
@@ -9947,7 +10025,9 @@ static int check_conflicts(const options *o) {
 }
 
 /* Words to enumerators, and what one option implies for another. Each list has the order of
- * its enumerators; a word without a choice to make is only checked. */
+ * its enumerators; a word without a choice to make is only checked. Held-out data is there to
+ * be used, so it implies an evaluation every epoch; top-k and top-p are ways to draw, so they
+ * imply the temperature that leaves the model's probabilities as they are. */
 static int settle_options(options *o) {
     int truncation = NXT_TRUNCATE_AUTO, schedule = NXT_SCHEDULE_LINEAR, checked;
     int eval_when = o->eval_data || o->eval_split > 0 ? NXT_EPOCH : NXT_NEVER;
@@ -9980,75 +10060,12 @@ static int settle_options(options *o) {
     return 0;
 }
 
-/* -- Where a model is ------------------------------------------------------------------ */
-static bool file_exists(const char *dir, const char *name) {
-    char path[4096];
-    struct stat st;
-    snprintf(path, sizeof path, "%.3000s%s%.1000s", dir, *name ? "/" : "", name);
-    return stat(path, &st) == 0;
-}
-
-/* A hub-cache folder keeps versions below snapshots/; refs/main names the one in use. */
-static bool find_snapshot(const char *folder, char *out, size_t n) {
-    char path[4096], version[256] = "";
-    snprintf(path, sizeof path, "%.4000s/refs/main", folder);
-    FILE *f = fopen(path, "r");
-    if (f) {
-        if (!fgets(version, sizeof version, f)) version[0] = 0;
-        version[strcspn(version, "\r\n")] = 0;
-        fclose(f);
-    }
-    snprintf(path, sizeof path, "%.4000s/snapshots", folder);
-    if (version[0] && file_exists(path, version)) {
-        snprintf(out, n, "%.2000s/%.200s", path, version);
-        return true;
-    }
-    DIR *d = opendir(path);
-    bool found = false;
-    for (const struct dirent *e; d && !found && (e = readdir(d));)
-        if (e->d_name[0] != '.') {
-            snprintf(out, n, "%.2000s/%.255s", path, e->d_name);
-            found = file_exists(out, "config.json");
-        }
-    if (d) closedir(d);
-    return found;
-}
-
-/* "org/name" in the local cache: $HF_HUB_CACHE, $HF_HOME/hub, ~/.cache/huggingface/hub, the
- * first of these that is set, as huggingface_hub looks. slash: the one in name. */
-static bool find_in_cache(const char *name, const char *slash, char *out, size_t n) {
-    char folder[4096];
-    const char *cache = getenv("HF_HUB_CACHE"), *hf = getenv("HF_HOME"), *home = getenv("HOME");
-    const char *below = cache ? "" : hf ? "/hub" : "/.cache/huggingface/hub";
-    snprintf(folder, sizeof folder, "%.2000s%s/models--%.*s--%.250s",
-             cache ? cache : hf ? hf : home ? home : "", below, (int)least(slash - name, 250),
-             name, slash + 1);
-    return find_snapshot(folder, out, n);
-}
-
-/* A directory, a cache folder or a hub name becomes a directory; else how to get one. */
-static int find_model(const char *name, char *out, size_t n) {
-    if (!name) return complain(USAGE, "--model is missing");
-    snprintf(out, n, "%s", name);
-    if (file_exists(name, "config.json") || find_snapshot(name, out, n)) return 0;
-    const char *slash = strchr(name, '/');
-    const bool hub =
-        slash && slash != name && slash[1] && !strchr(slash + 1, '/') && name[0] != '.';
-    if (hub && find_in_cache(name, slash, out, n)) return 0;
-    if (file_exists(name, ""))
-        return complain(FAILED, "%s: no config.json in it: not a model directory", name);
-    complain(FAILED, "%s: no such model directory", name);
-    if (hub)
-        fprintf(stderr, "To download it:\n  mkdir -p %s && cd %s && for f in config.json "
-                "tokenizer.json tokenizer_config.json model.safetensors; do\n"
-                "    curl -fLO https://huggingface.co/%s/resolve/main/$f; done\n",
-                slash + 1, slash + 1, name);
-    return FAILED;
-}
-
-/* -- What every command begins with ---------------------------------------------------- */
-
-/* What a command has made so far. */
+/* What a command has made so far. Each thing is made from those before it, which is also what
+ * a host that embeds the library goes through:
+ *
+ *     context -> model, tokenizer -> datasets -> trainer -> run         to train
+ *                model, tokenizer -> session -> feed, sample, ...       to generate
+ */
 typedef struct app {
     options o;
     nxt_context *cx;
@@ -10078,6 +10095,78 @@ static void close_app(app *a) {
     nxt_context_destroy(a->cx);
 }
 
+/* -- Where a model is ------------------------------------------------------------------ */
+
+/* name "": the directory itself. */
+static bool file_exists(const char *dir, const char *name) {
+    char path[4096];
+    struct stat st;
+    snprintf(path, sizeof path, "%.3000s%s%.1000s", dir, *name ? "/" : "", name);
+    return stat(path, &st) == 0;
+}
+
+/* A hub-cache folder keeps versions below snapshots/; refs/main names the one in use:
+ *
+ *     models--EleutherAI--pythia-70m/refs/main                       holds "a39f36b1..."
+ *     models--EleutherAI--pythia-70m/snapshots/a39f36b1.../config.json
+ *
+ * Without that file any version that has a config will do. */
+static bool find_snapshot(app *a, const char *folder) {
+    char path[4096];
+    const char *version;
+    snprintf(path, sizeof path, "%.4000s/refs/main", folder);
+    if (!file_exists(path, "") || nxt_text_read(a->cx, path, &version) != NXT_OK) version = "";
+    const int n = (int)least((int64_t)strcspn(version, "\r\n"), 200);
+    snprintf(path, sizeof path, "%.4000s/snapshots", folder);
+    snprintf(a->dir, sizeof a->dir, "%.2000s/%.*s", path, n, version);
+    if (n && file_exists(a->dir, "")) return true;
+    DIR *d = opendir(path);
+    bool found = false;
+    for (const struct dirent *e; d && !found && (e = readdir(d));) {
+        snprintf(a->dir, sizeof a->dir, "%.2000s/%.255s", path, e->d_name);
+        found = e->d_name[0] != '.' && file_exists(a->dir, "config.json");
+    }
+    if (d) closedir(d);
+    return found;
+}
+
+/* "org/name" in the local cache: $HF_HUB_CACHE, $HF_HOME/hub, ~/.cache/huggingface/hub, the
+ * first of these that is set, as huggingface_hub looks. slash: the one in name. */
+static bool find_in_cache(app *a, const char *name, const char *slash) {
+    char folder[4096];
+    const char *cache = getenv("HF_HUB_CACHE"), *hf = getenv("HF_HOME"), *home = getenv("HOME");
+    const char *below = cache ? "" : hf ? "/hub" : "/.cache/huggingface/hub";
+    snprintf(folder, sizeof folder, "%.2000s%s/models--%.*s--%.250s",
+             cache ? cache : hf ? hf : home ? home : "", below, (int)least(slash - name, 250),
+             name, slash + 1);
+    return find_snapshot(a, folder);
+}
+
+/* A directory, a cache folder or a hub name becomes a directory, in this order: what lies here
+ * is never replaced by what was downloaded once. There is no download in this program, but
+ * the error says how to make one. */
+static int find_model(app *a) {
+    const char *name = a->o.model, *slash = name ? strchr(name, '/') : NULL;
+    if (!name) return complain(USAGE, "--model is missing");
+    const bool hub =
+        slash && slash != name && slash[1] && !strchr(slash + 1, '/') && name[0] != '.';
+    const bool here = file_exists(name, "config.json");
+    if (!here && (find_snapshot(a, name) || (hub && find_in_cache(a, name, slash)))) return 0;
+    snprintf(a->dir, sizeof a->dir, "%s", name);
+    if (here) return 0;
+    if (file_exists(name, ""))
+        return complain(FAILED, "%s: no config.json in it: not a model directory", name);
+    complain(FAILED, "%s: no such model directory", name);
+    if (hub)
+        fprintf(stderr, "To download it:\n  mkdir -p %s && cd %s && for f in config.json "
+                "tokenizer.json tokenizer_config.json model.safetensors; do\n"
+                "    curl -fLO https://huggingface.co/%s/resolve/main/$f; done\n",
+                slash + 1, slash + 1, name);
+    return FAILED;
+}
+
+/* -- What every command begins with ---------------------------------------------------- */
+
 /* A model that was trained here is evaluated and asked as it was trained: its run.json holds
  * the template and the columns, and what the command line says wins over them. Block size
  * and length belong to training and to its loss, not to prompts. */
@@ -10102,7 +10191,8 @@ static int read_record(app *a, int commands) {
     return 0;
 }
 
-/* A template may be given inline, reading \n \t \\ \@, or as @file. */
+/* A template may be given inline, reading \n \t \\ \@, or as @file. Inline, because a shell
+ * passes "\n" on as two characters; a file holds real line ends and is taken as it is. */
 static int read_template(app *a) {
     const char *t = a->o.d.template_text;
     static const char escapes[] = "n\nt\t\\\\@@"; /* letter, what it stands for */
@@ -10121,9 +10211,11 @@ static int read_template(app *a) {
     return report(a->cx, status);
 }
 
-/* Model, tokenizer and the options that depend on them. */
+/* Model, tokenizer and the options that depend on them. The end-of-text token is the
+ * tokenizer's, which wrote the training data; config.json is asked only where it names none.
+ * Options are checked before weights are touched: a mistake costs no waiting. */
 static int open_model(app *a, int commands) {
-    DO(find_model(a->o.model, a->dir, sizeof a->dir));
+    DO(find_model(a));
     DO(read_record(a, commands));
     DO(read_template(a));
     DO(settle_options(&a->o));
@@ -10137,7 +10229,8 @@ static int open_model(app *a, int commands) {
 
 /* -- What a run will see and need ------------------------------------------------------ */
 
-/* One number out of a file of the system's; 0 when there is none. */
+/* One number out of a file of the system's, the first line that the format fits; 0 when there
+ * is none, or no such file, as on systems that are not Linux. */
 static double system_number(const char *path, const char *format) {
     char line[256];
     double x = 0;
@@ -10161,7 +10254,10 @@ static double available_memory(void) {
 
 /* What the model will see, before an hour is spent on it: most failed runs are failed data.
  * The share that is trained shows a wrong completion, the share that ends in eos a model
- * that will not learn to stop. */
+ * that will not learn to stop:
+ *
+ *     train: 30 examples, 728 tokens (longest 29), 8.6% trained, 100.0% end in eos, ...
+ */
 static void print_data_report(const char *label, const nxt_dataset *data) {
     nxt_dataset_info i;
     nxt_dataset_describe(data, &i);
@@ -10211,7 +10307,8 @@ static int64_t batch_tokens(const nxt_dataset *data, int64_t batch_size) {
 }
 
 /* The memory the run will take, against what the machine has: a refusal now is better than
- * the kernel's kill in the middle of an evaluation. */
+ * the kernel's kill in the middle of an evaluation. Pages of mapped weights come on top, but
+ * the kernel can drop them at any time. */
 static int check_memory(app *a) {
     nxt_memory_plan plan, e;
     nxt_model_memory(a->model, batch_tokens(a->data, a->o.t.batch_size), 1, &plan);
@@ -10230,6 +10327,8 @@ static int check_memory(app *a) {
 }
 
 /* -- run.json: how a model was made ---------------------------------------------------- */
+/* What could not be known later from the model alone: which rows, in which form, for how long.
+ * It lies in the output directory, beside the weights it explains. */
 static void write_member(FILE *f, const char *name, const char *text, size_t n) {
     fprintf(f, ",\n  \"%s\": ", name);
     print_json_text(f, text, n);
@@ -10249,7 +10348,11 @@ static void write_template(FILE *f, const char *t) {
 }
 
 /* Every option that differs from its default, under its own name: the file can be given back
- * as --config-file, and makes the same model. The caller frees the text. */
+ * as --config-file, and makes the same model. The caller frees the text.
+ *
+ *     {"neoxtune": "0.1.0", "model": "pythia-70m", "output-dir": "tuned", "max-steps": 100,
+ *      "template": "Q: {question}\nA: {answer}", "data": ["pairs.jsonl"]}
+ */
 static int write_record(const options *o, char **text) {
     const options standard = default_options();
     size_t n;
@@ -10297,7 +10400,8 @@ static void on_bus_error(int number) {
     _exit(1);
 }
 
-/* Anything in it counts: an earlier run is never mixed with a new one. */
+/* Anything in it counts: an earlier run is never mixed with a new one, and a directory that
+ * holds something else, named by mistake, keeps it. */
 static bool directory_in_use(const char *dir) {
     DIR *d = opendir(dir);
     bool used = false;
@@ -10315,7 +10419,10 @@ typedef struct progress {
 } progress;
 
 /* One line that is rewritten on a terminal; elsewhere, in a log file, at most one a second.
- * Time left: at the mean speed of this process so far. */
+ * Time left: at the mean speed of this process so far.
+ *
+ *     step 40/200  epoch 0.62  loss 2.1043  lr 4.00e-05  grad 1.31  5120 tokens/s  0:41 left
+ */
 static void show_step(const nxt_run_info *i, progress *p) {
     const double now = now_seconds();
     const nxt_step_info *s = &i->step;
@@ -10333,7 +10440,8 @@ static void show_step(const nxt_run_info *i, progress *p) {
             (int)left / 60, (int)left % 60, terminal && !last ? "" : "\n");
 }
 
-/* Evaluations and checkpoints get lines of their own, which stay. */
+/* Evaluations and checkpoints get lines of their own, which stay: they are what one scrolls
+ * back for. */
 static void show_events(const nxt_run_info *i, const progress *p) {
     if (i->evaluated)
         fprintf(stderr, "%seval at step %" PRId64 ": loss %.4f, perplexity %.3f (%.1f s)\n",
@@ -10365,7 +10473,8 @@ static int training_loop(app *a) {
     return INTERRUPTED;
 }
 
-/* What was written is loaded and evaluated: a model saved as f16 is not the one in memory. */
+/* What was written is loaded and evaluated: a model saved as f16 is not the one in memory, and
+ * a file that cannot be read again should be noticed now, not when the machine is gone. */
 static int check_saved(app *a) {
     nxt_model *saved;
     nxt_eval_info e;
@@ -10380,7 +10489,8 @@ static int check_saved(app *a) {
     return report(a->cx, status);
 }
 
-/* "last" stands for the newest checkpoint of the output directory. */
+/* "last" stands for the newest checkpoint of the output directory; "true" is how Hugging
+ * Face's Trainer is told the same. */
 static int find_resume(app *a, char *path, size_t n) {
     const char *resume = a->o.resume;
     snprintf(path, n, "%s", resume ? resume : "");
@@ -10390,7 +10500,8 @@ static int find_resume(app *a, char *path, size_t n) {
     return complain(FAILED, "%s: no checkpoint to resume from", a->o.r.output_dir);
 }
 
-/* Held-out rows as they were read, so that other models can be compared on them. */
+/* Held-out rows as they were read, so that other models can be compared on them. Blocks have
+ * no rows: they run across them. */
 static int write_split(app *a, const nxt_dataset *d, const char *name) {
     char path[4200];
     nxt_dataset_info i = {0};
@@ -10400,7 +10511,8 @@ static int write_split(app *a, const nxt_dataset *d, const char *name) {
     return report(a->cx, nxt_dataset_write_rows(d, path));
 }
 
-/* Trainer and run, at the beginning or where a checkpoint left off. */
+/* Trainer and run, at the beginning or where a checkpoint left off. Held-out rows are written
+ * before the first step, so that they are there even if the run is stopped. */
 static int start_run(app *a) {
     char resume[4200], *record = NULL;
     DO(find_resume(a, resume, sizeof resume));
@@ -10416,7 +10528,8 @@ static int start_run(app *a) {
     return write_split(a, a->test, "test.jsonl");
 }
 
-/* A checkpoint of an earlier run cannot be the start of a run that replaces that run. */
+/* A checkpoint of an earlier run cannot be the start of a run that replaces that run: every
+ * save copies the tokenizer's files from it, and it would be gone before the first one. */
 static bool model_is_inside(const char *model, const char *output_dir) {
     char *m = realpath(model, NULL), *out = realpath(output_dir, NULL);
     const size_t n = out ? strlen(out) : 0;
@@ -10426,7 +10539,8 @@ static bool model_is_inside(const char *model, const char *output_dir) {
     return inside;
 }
 
-/* What may already be in the output directory. */
+/* What may already be in the output directory: nothing, unless the user says what to do with
+ * it. */
 static int check_output(const app *a, const char *out) {
     if (!out) return complain(USAGE, "--output-dir is missing");
     if (!a->o.overwrite && !a->o.resume && directory_in_use(out))
@@ -10438,6 +10552,9 @@ static int check_output(const app *a, const char *out) {
     return 0;
 }
 
+/* All that can be refused is refused before anything is written or replaced; what takes long,
+ * reading and tokenizing the data, comes after what is checked at once. Signals are caught
+ * from the moment on at which there is something to save. */
 static int run_train(app *a) {
     DO(open_model(a, TRAIN));
     if (!a->o.dry_run) DO(check_output(a, a->o.r.output_dir));
@@ -10500,7 +10617,9 @@ static int decode_text(app *a, const int32_t *ids, int64_t n, char **text, size_
     return 0;
 }
 
-/* Adds a token's bytes; finishes at eos, at a stop text (which is cut off) or at the limits. */
+/* Adds a token's bytes; finishes at eos, at a stop text (which is cut off) or at the limits.
+ * Stop texts are looked for in bytes, not in ids: the same text can be cut into tokens in many
+ * ways. Special tokens are marks for the model, and no part of what it says. */
 static int take_token(app *a, completion *c, int32_t id) {
     c->ids[c->n++] = id;
     if (!nxt_token_is_special(a->tok, id)) DO(decode_text(a, &id, 1, &c->text, &c->bytes));
@@ -10513,7 +10632,9 @@ static int take_token(app *a, completion *c, int32_t id) {
     return 0;
 }
 
-/* Prints what is certain: whole characters, and nothing that could begin a stop text. */
+/* Prints what is certain: whole characters, and nothing that could begin a stop text. A token
+ * is bytes, and a character outside ASCII may be spread over several; an end of the text that
+ * is the beginning of a stop text waits until the next tokens decide. */
 static void stream_text(app *a, completion *c) {
     size_t whole = c->done ? c->bytes : nxt_utf8_whole(c->text ? c->text : "", c->bytes);
     for (int s = 0; s < a->o.stop.count && !c->done; s++)
@@ -10561,7 +10682,8 @@ static int complete(app *a, completion *c, int count, bool stream) {
 }
 
 /* A completion that begins with the prompt's ids, shortened at its beginning when too long:
- * what stands last in a prompt, the question, matters most. Sequence `which` starts anew. */
+ * what stands last in a prompt, the question, matters most. Sequence `which` starts anew. An
+ * empty prompt becomes an end-of-text token, behind which, in training, a text began. */
 static int begin_completion(app *a, completion *c, int which, const int32_t *ids, int64_t n) {
     const int64_t capacity = a->capacity;
     int64_t most = capacity > a->o.max_new_tokens ? capacity - a->o.max_new_tokens : 1;
@@ -10581,6 +10703,7 @@ static void end_completion(completion *c) {
     *c = (completion){0};
 }
 
+/* The ids are those of the new tokens alone, eos included. */
 static void print_completion_json(const char *prompt, size_t n, const completion *c,
                                   double seconds) {
     fputs("{\"prompt\": ", stdout);
@@ -10615,7 +10738,8 @@ static int generate_ids(app *a, const char *prompt, size_t bytes, const int32_t 
     return status;
 }
 
-/* A prompt given as text. */
+/* A prompt given as text, which is tokenized as it is: a space at its end is a token of its
+ * own, and a question for the template that made the training rows. */
 static int generate_text(app *a, const char *prompt, size_t n) {
     int32_t *ids;
     size_t count = 0;
@@ -10673,7 +10797,8 @@ static int run_generate(app *a) {
 /* -- eval ------------------------------------------------------------------------------ */
 
 /* The completion against the row's own: its trained tokens up to eos, because what follows
- * the completion in a template is not asked for. */
+ * the completion in a template is not asked for. Decoded from ids, like the answer, so that
+ * both went through the same normalisation. */
 static int score_answer(app *a, const example *e, const completion *c, double *score) {
     char *reference = NULL;
     size_t bytes = 0;
@@ -10687,7 +10812,8 @@ static int score_answer(app *a, const example *e, const completion *c, double *s
     return status;
 }
 
-/* Greedy answers to the prompt parts, a few at a time, against the completions. */
+/* Greedy answers to the prompt parts, a few at a time, against the completions. Greedy even
+ * when sampling is what the model is for: a score should not depend on luck. */
 static int exact_match(app *a, double *score) {
     enum { SIDE_BY_SIDE = 16 };
     nxt_dataset_info info;
@@ -10715,6 +10841,7 @@ static int exact_match(app *a, double *score) {
     return status;
 }
 
+/* What eval prints, in its two forms. */
 typedef struct eval_numbers {
     nxt_eval_info e;
     nxt_dataset_info texts;
@@ -10800,7 +10927,8 @@ static int run_eval(app *a) {
 
 /* -- tokenize, info, init -------------------------------------------------------------- */
 
-/* Ids separated by spaces, or just their number. */
+/* Ids separated by spaces, or just their number. No special tokens are added: what is printed
+ * is what nxt_encode gives, and training sees. */
 static int print_ids(app *a, const char *text, size_t n) {
     int32_t *ids;
     size_t count = 0;
@@ -10833,7 +10961,8 @@ static int print_decoded(app *a, const char *text) {
     return status;
 }
 
-/* Needs no weights: a folder that has a tokenizer will do. */
+/* Needs no weights: a folder that has a tokenizer will do. The whole input is one text, line
+ * ends included, because that is what a model would be given. */
 static int run_tokenize(app *a) {
     const char *from = a->o.r.tokenizer, *model = a->o.model;
     char *text;
@@ -10841,7 +10970,7 @@ static int run_tokenize(app *a) {
     if (!from && !model) return complain(USAGE, "--model or --tokenizer is missing");
     if (!from && (file_exists(model, "tokenizer.json") || file_exists(model, "vocab.json")))
         from = model;
-    if (!from) DO(find_model(model, a->dir, sizeof a->dir));
+    if (!from) DO(find_model(a));
     ASK(nxt_tokenizer_load(&a->tok, a->cx, from ? from : a->dir));
     DO(read_all(a->o.file, &text, &n));
     int status = 0;
@@ -10871,7 +11000,8 @@ static void count_flops(const app *a, double rows, double length, double *hf, do
     *real = rows * (6 * matrices + 6 * L * C * length);
 }
 
-/* The architecture as PyTorch users expect to see it: modules and their shapes. */
+/* The architecture as PyTorch users expect to see it: modules and their shapes, under the
+ * names that the parameters of the file have. */
 static void print_tree(const nxt_model_info *i) {
     printf("%s (%s, %s on disk)\n"
            "  embed_in          %" PRId64 " x %" PRId64 "\n"
@@ -10890,6 +11020,7 @@ static void print_tree(const nxt_model_info *i) {
            i->parameters - i->embedding_parameters);
 }
 
+/* A vector has one row here, and one dimension in the file. */
 static void print_tensors(const app *a) {
     for (int64_t k = 0; k < nxt_param_count(a->model); k++) {
         nxt_param_info p;
@@ -10899,7 +11030,9 @@ static void print_tensors(const app *a) {
     }
 }
 
-/* What a run would be, without one: with --data for the lengths that the data really has. */
+/* What a run would be, without one: with --data for the lengths that the data really has, else
+ * for the longest that the model takes. One example at a time is what generating or scoring
+ * needs at least. */
 static int run_info(app *a) {
     const nxt_model_info *i = &a->info;
     nxt_memory_plan plan, inference;
@@ -10935,6 +11068,7 @@ static int run_info(app *a) {
     return 0;
 }
 
+/* Nothing is loaded and no options are settled: the library draws and writes in one go. */
 static int run_init(app *a) {
     const options *o = &a->o;
     const char *out = o->r.output_dir;
@@ -10953,6 +11087,7 @@ typedef struct command {
     const char *help;
 } command;
 
+/* The last table of the program, because it needs all that is above it. */
 static const command command_table[] = {
     {"train", TRAIN, run_train, "fine-tune a model on text or on prompts and completions"},
     {"eval", EVAL, run_eval, "loss, perplexity and, with completions, exact match"},
@@ -10971,6 +11106,7 @@ static void print_commands(void) {
          "--output-dir tuned");
 }
 
+/* From the table that reads the options: the help cannot lag behind. */
 static void print_help(const command *c) {
     char left[64];
     printf("neoxtune %s: %s\n\n", c->name, c->help);
@@ -10992,7 +11128,8 @@ static int unknown_command(const char *name) {
     return complain(USAGE, "unknown command \"%s\"; did you mean %s?", name, nearest);
 }
 
-/* The context needs its options before it can read others from a file. */
+/* The context needs its options before it can read others from a file: threads and kernels
+ * are chosen once, when it is made. */
 static const char *early_option(int argc, char **argv, const char *name) {
     const size_t n = strlen(name);
     const char *value = NULL;
@@ -11022,7 +11159,8 @@ static int run_command(app *a, const command *c, int argc, char **argv) {
     return c->run(a);
 }
 
-/* Standard output may be a full disk: results that did not arrive are a failure. */
+/* Lines of standard error must not be held back: they are what a person watches. Standard
+ * output may be a full disk, and results that did not arrive are a failure. */
 int main(int argc, char **argv) {
     const command *c = NULL;
     setvbuf(stderr, NULL, _IOLBF, 0);
