@@ -7199,13 +7199,9 @@ static nxt_status dataset_create(nxt_dataset **out, nxt_context *cx) {
     TRY(mem_zero(cx, &d, 1, sizeof *d));
     d->cx = d->arena.cx = cx;
     nxt_status status = mem_grow(cx, &d->offset, 0, 1, &d->offset_capacity, sizeof *d->offset);
-    if (status != NXT_OK) {
-        nxt_dataset_destroy(d);
-        return status;
-    }
-    d->offset[0] = 0;
-    *out = d;
-    return NXT_OK;
+    if (status == NXT_OK) d->offset[0] = 0, *out = d;
+    else nxt_dataset_destroy(d);
+    return status;
 }
 
 /* Appends one example and counts it. trained NULL: every token. All counts of the report are
@@ -7686,17 +7682,13 @@ nxt_status nxt_dataset_from_files(nxt_dataset **out, nxt_tokenizer *tok,
 /* For hosts that tokenize themselves, and for tests: no file, no source rows. */
 nxt_status nxt_dataset_from_tokens(nxt_dataset **out, nxt_context *cx, const i32 *ids,
                                    const u8 *trained, const i64 *offsets, i64 count) {
-    nxt_dataset *d;
-    *out = NULL;
-    TRY(dataset_create(&d, cx));
-    nxt_status status = NXT_OK;
+    nxt_status status = dataset_create(out, cx);
     for (i64 i = 0; i < count && status == NXT_OK; i++) {
         const i64 at = offsets[i], n = offsets[i + 1] - at;
         status = n < 0 ? fail(cx, NXT_ARGUMENT, "offsets fall at example %" PRId64, i)
-                       : dataset_add(d, ids + at, trained ? trained + at : NULL, n, NULL);
+                       : dataset_add(*out, ids + at, trained ? trained + at : NULL, n, NULL);
     }
-    if (status != NXT_OK) nxt_dataset_destroy(d), d = NULL;
-    *out = d;
+    if (status != NXT_OK) nxt_dataset_destroy(*out), *out = NULL;
     return status;
 }
 
@@ -8702,14 +8694,12 @@ nxt_status nxt_session_create(nxt_session **out, nxt_model *m, int sequences, i6
     if (sequences < 1 || capacity < 1 || capacity > m->s.T)
         return fail(m->cx, NXT_ARGUMENT, "a session of %d sequences of %" PRId64 " tokens; the "
                     "model has %" PRId64 " positions", sequences, capacity, m->s.T);
+    if (capacity * sequences > INT32_MAX) /* rows are numbered by 32 bits */
+        return fail(m->cx, NXT_ARGUMENT, "a cache of %d x %" PRId64 " tokens is too large",
+                    sequences, capacity);
     TRY(mem_zero(m->cx, &s, 1, sizeof *s));
     s->cx = m->cx, s->m = m, s->capacity = capacity, s->sequences = sequences;
     s->cache.rows = capacity * sequences;
-    if (s->cache.rows > INT32_MAX) {
-        mem_drop(m->cx, s);
-        return fail(m->cx, NXT_ARGUMENT, "a cache of %d x %" PRId64 " tokens is too large",
-                    sequences, capacity);
-    }
     nxt_status status = session_prepare(s);
     if (status == NXT_OK) *out = s;
     else nxt_session_destroy(s);
@@ -9098,7 +9088,12 @@ typedef struct run_state {
 
 /* The keys of transformers' TrainerState, in its order (by name), with what a tool that plots
  * log_history expects; those that mean nothing here have its defaults. Numbers are written
- * with 17 digits, which is what a double needs to come back the same. */
+ * with 17 digits, which is what a double needs to come back the same. Ours are
+ *
+ *     "neoxtune": {"skipped": 0, "pending": 0, "fingerprint": "090b54c9c42aebe7",
+ *                  "window": [loss, tokens, seconds, trained],
+ *                  "total": [loss, trained, seconds]}
+ */
 static void write_trainer_state(buffer *b, const nxt_trainer *t, const run_state *r) {
     char best[64] = "null", checkpoint[64] = "null";
     if (r->best_step) {
@@ -9256,13 +9251,10 @@ static nxt_status metrics_row(nxt_run *r, const metric *m, i64 count) {
         json_write_number(&b, m[i].value);
     }
     buffer_text(&b, "}\n");
+    /* a file of no save: rows are appended to what is there already, and may be lost */
+    save_file log = {.s = &(save){.cx = r->cx}, .path = r->metrics_path, .fd = r->metrics};
     nxt_status status = b.status;
-    for (i64 done = 0; status == NXT_OK && done < b.n;) {
-        const ssize_t n = write(r->metrics, b.p + done, (size_t)(b.n - done));
-        if (n < 0 && errno == EINTR) continue;
-        if (n < 0) status = fail_write(r->cx, r->metrics_path);
-        done += n;
-    }
+    if (status == NXT_OK) status = save_bytes(&log, b.p, b.n);
     if (status == NXT_OK) {
         if (r->state.history.n) buffer_text(&r->state.history, ",");
         buffer_add(&r->state.history, b.p, b.n - 1);
@@ -9766,7 +9758,9 @@ static double now_seconds(void) {
     return (double)t.tv_sec + 1e-9 * (double)t.tv_nsec;
 }
 
-/* By value: in C11 such a result, and so its array, lives until the call it is an argument
+/* A number as people read it, to three digits, in powers of 1000, as disks are sold.
+ *
+ * By value: in C11 such a result, and so its array, lives until the call it is an argument
  * of has returned, which is as long as printf needs it. */
 typedef struct short_text { char text[32]; } short_text;
 
@@ -10703,7 +10697,10 @@ static void end_completion(completion *c) {
     *c = (completion){0};
 }
 
-/* The ids are those of the new tokens alone, eos included. */
+/* The ids are those of the new tokens alone, eos included.
+ *
+ *     {"prompt": "Q: ..", "completion": " red", "ids": [880, 0], "tokens_per_second": 41.30}
+ */
 static void print_completion_json(const char *prompt, size_t n, const completion *c,
                                   double seconds) {
     fputs("{\"prompt\": ", stdout);
@@ -10718,7 +10715,8 @@ static void print_completion_json(const char *prompt, size_t n, const completion
     fflush(stdout);
 }
 
-/* Room for `most` tokens, unless the model or --max-length says less. */
+/* Room for `most` tokens, unless the model or --max-length says less. Rotary angles are known
+ * for any position, but the model has learned nothing about those beyond its own. */
 static int open_session(app *a, int sequences, int64_t most) {
     if (a->o.max_length > 0) most = least(most, a->o.max_length);
     a->capacity = least(most, a->info.positions);
@@ -10749,7 +10747,8 @@ static int generate_text(app *a, const char *prompt, size_t n) {
     return status;
 }
 
-/* The prompts of a file: lines, or the prompt parts of rows. */
+/* The prompts of a file: lines, or the prompt parts of rows, one after the other. Rows go
+ * through the same code as for training, so a prompt has the form that was trained. */
 static int generate_file(app *a) {
     nxt_dataset_info info;
     nxt_data_config c = a->o.d;
@@ -10770,7 +10769,8 @@ static int generate_file(app *a) {
     return status;
 }
 
-/* A file of prompts, one prompt, standard input as one, or, on a terminal, one a line. */
+/* A file of prompts, one prompt, standard input as one, or, on a terminal, one a line. There is
+ * one session for all: each prompt rewinds it, and the cache is not made again. */
 static int run_generate(app *a) {
     char line[65536], *text;
     size_t n;
@@ -10881,7 +10881,11 @@ static int text_perplexities(app *a, eval_numbers *r) {
     return 0;
 }
 
-/* As lines for people, or as the one JSON object that --json promises. */
+/* As lines for people, or as the one JSON object that --json promises:
+ *
+ *     {"loss": 2.31, "perplexity": 10.07, "tokens": 9120, "mean_perplexity": 12.8,
+ *      "perplexities": [11.2, ...], "texts": 200, "bits_per_byte": 0.91, "exact_match": 0.85}
+ */
 static void print_eval(const eval_numbers *r, bool as_json) {
     if (!as_json) {
         printf("loss %.5f   perplexity %.4f   over %" PRId64 " tokens of %" PRId64
@@ -11001,7 +11005,16 @@ static void count_flops(const app *a, double rows, double length, double *hf, do
 }
 
 /* The architecture as PyTorch users expect to see it: modules and their shapes, under the
- * names that the parameters of the file have. */
+ * names that the parameters of the file have.
+ *
+ *     GPTNeoXForCausalLM (f16, 166 MB on disk)
+ *       embed_in          50304 x 512
+ *       layers            6 x, parallel residual
+ *         attention       8 heads of 64, rotary over 16 of them, 2048 positions
+ *         mlp             512 -> 2048 -> 512, gelu
+ *       final_layer_norm  512
+ *       embed_out         512 x 50304
+ */
 static void print_tree(const nxt_model_info *i) {
     printf("%s (%s, %s on disk)\n"
            "  embed_in          %" PRId64 " x %" PRId64 "\n"
