@@ -3032,7 +3032,6 @@ typedef struct param {
     mat w;            /* the weight in use: f32 master, or the file's own bytes */
     mat stored;       /* the file's bytes; p NULL for a model that has no file */
     mat grad;         /* p NULL: frozen. Gradients accumulate (I8) */
-    float *m, *v;     /* AdamW's moments, once a trainer exists */
     bool decay;       /* weight decay applies */
     int init;         /* how a new model starts: §14 */
 } param;
@@ -7500,17 +7499,26 @@ static void backward(pass *p) {
  * is trained like any other, which is how a model learns to stop.
  *
  * An example's place in its file is kept, so that held-out rows can be written out as read.
+ *
+ * There are two ways to make sequences of texts:
+ *
+ *     --block-size B   texts are joined, end to end, and cut every B tokens (run_clm's
+ *                      group_texts). Only what is left after the last full block is lost,
+ *                      and all examples are of one length; but a block may begin inside a
+ *                      sentence, and what it continues is not in it. For running text.
+ *     --max-length T   a row stays an example of its own, shortened to T if it is longer.
+ *                      For questions and answers, where a beginning and an end have meaning.
  */
-enum { TRUNCATED = 1, COMPLETION_CUT = 2, ENDS_IN_EOS = 4 };
-
 typedef struct source_row { /* where an example came from, and what became of it */
-    i64 file, at, bytes;
+    i64 file;
+    i64 at, bytes;  /* its place in the file; in a .json file: -1 and the row's number */
     i64 text_bytes; /* of the text that was tokenized */
-    int flags;
+    bool truncated, completion_cut, ends_in_eos;
 } source_row;
 
 /* Examples lie behind each other in one array of ids; offset says where each begins. That is
- * also how a batch will look, so that building one is copying runs of tokens. */
+ * also how a batch will look, so that building one is copying runs of tokens. Five bytes a
+ * token, not a structure each: a hundred million tokens are half a gigabyte. */
 struct nxt_dataset {
     nxt_context *cx;
     arena arena;
@@ -7519,12 +7527,14 @@ struct nxt_dataset {
     i64 *offset;          /* (examples + 1) */
     source_row *source;   /* (examples); NULL for blocks and tokens */
     i64 ids_capacity, trained_capacity, offset_capacity, source_capacity;
-    char **paths;
+    const char **paths;
     i64 path_count;
-    char *columns;        /* how rows became text */
+    const char *columns;  /* how rows became text */
     nxt_dataset_info info;
 };
 
+/* eos after an example is how a model learns where to stop. Inside a text that is joined for
+ * blocks it would be a token that nobody wrote, so -1 leaves it out there. */
 nxt_data_config nxt_data_config_default(void) {
     return (nxt_data_config){.max_length = 2048, .append_eos = -1, .eos = -1};
 }
@@ -7546,18 +7556,14 @@ static nxt_status dataset_create(nxt_dataset **out, nxt_context *cx) {
     TRY(mem_zero(cx, &d, 1, sizeof *d));
     d->cx = d->arena.cx = cx;
     nxt_status status = mem_grow(cx, &d->offset, 0, 1, &d->offset_capacity, sizeof *d->offset);
-    if (status != NXT_OK) {
-        nxt_dataset_destroy(d);
-        return status;
-    }
-    d->offset[0] = 0;
-    *out = d;
-    return NXT_OK;
+    if (status == NXT_OK) d->offset[0] = 0, *out = d;
+    else nxt_dataset_destroy(d);
+    return status;
 }
 
-/* All counts of the report are made here, so that a dataset read from files, one made of
- * tokens and the two parts of a split are counted alike. */
-/* Appends one example and counts it. trained NULL: every token. */
+/* Appends one example and counts it. trained NULL: every token. All counts of the report are
+ * made here, so that a dataset read from files, one made of tokens and the two parts of a
+ * split are counted alike. */
 static nxt_status dataset_add(nxt_dataset *d, const i32 *ids, const u8 *trained, i64 n,
                               const source_row *from) {
     nxt_dataset_info *f = &d->info;
@@ -7570,9 +7576,9 @@ static nxt_status dataset_add(nxt_dataset *d, const i32 *ids, const u8 *trained,
         TRY(mem_grow(d->cx, &d->source, e, e + 1, &d->source_capacity, sizeof *d->source));
         d->source[e] = *from;
         f->text_bytes += from->text_bytes;
-        f->truncated += (from->flags & TRUNCATED) != 0;
-        f->completions_cut += (from->flags & COMPLETION_CUT) != 0;
-        f->ends_in_eos += (from->flags & ENDS_IN_EOS) != 0;
+        f->truncated += from->truncated;
+        f->completions_cut += from->completion_cut;
+        f->ends_in_eos += from->ends_in_eos;
     }
     if (n) memcpy(d->ids + at, ids, (size_t)n * sizeof *ids);
     for (i64 i = 0; i < n; i++) d->trained[at + i] = trained ? trained[i] : 1;
@@ -7588,13 +7594,15 @@ static nxt_status dataset_add(nxt_dataset *d, const i32 *ids, const u8 *trained,
 
 /* -- Rows to text ---------------------------------------------------------------------- */
 
-/* What is to be found in a row: text = prompt + completion + rest. */
+/* What is to be found in a row: text = prompt + completion + rest. The two lengths travel
+ * with the text because after tokenizing nothing else tells them apart. */
 typedef struct row_text {
     buffer text;
     i64 prompt_bytes, completion_bytes;
 } row_text;
 
-/* The state of reading: one row at a time, in buffers that are used again. */
+/* The state of reading: one row at a time, in buffers that are used again, so that the memory
+ * of reading is that of the longest row. */
 typedef struct reader {
     nxt_dataset *d;
     nxt_tokenizer *tok;
@@ -7603,8 +7611,8 @@ typedef struct reader {
     source_row from;
     i64 line;
     const char *prompt, *input, *completion; /* columns, once chosen; text: completion */
-    bool chosen, completions; /* columns are chosen; some rows have completions */
-    bool pairs;               /* the rows of this file do */
+    bool chosen, completions; /* columns are chosen; rows of objects have completions */
+    bool pairs;               /* the rows of this file do: .txt beside .jsonl has none */
     i32 eos;
     arena arena;         /* the row's tree, emptied for every row */
     row_text row;
@@ -7625,7 +7633,8 @@ static nxt_status bad_row(const reader *r, const char *what, const char *column,
                 r->line, what, column, names[0] ? names : "(none)");
 }
 
-/* A column's value as text: strings as they are, numbers and literals as written. */
+/* A column's value as text: strings as they are, numbers and literals as written, so that 1.50
+ * is not turned into 1.5. null is the empty text: a data set's way to say "no input". */
 static nxt_status add_column(reader *r, const json *row, const char *column, i64 name_bytes) {
     char name[128];
     snprintf(name, sizeof name, "%.*s", (int)min64(name_bytes, 127), column);
@@ -7640,7 +7649,9 @@ static nxt_status add_column(reader *r, const json *row, const char *column, i64
     return r->row.text.status;
 }
 
-/* The pairs of columns that data sets use, in the order they are looked for. */
+/* The pairs of columns that data sets use, in the order they are looked for: questions
+ * and answers, Alpaca with and without an input, Dolly, OpenAI's prompt and completion. Pairs
+ * come before "text" alone: where both are, the pair says more. */
 static const struct { const char *prompt, *input, *completion; } known_columns[] = {
     {"question", NULL, "answer"},     {"instruction", "input", "output"},
     {"instruction", NULL, "output"},  {"instruction", NULL, "response"},
@@ -7648,14 +7659,16 @@ static const struct { const char *prompt, *input, *completion; } known_columns[]
     {"text", NULL, "target"},         {NULL, NULL, "text"},
 };
 
-/* Decided at the first row, for all files: what the user named, or the first known pair. */
+/* Decided at the first row, for all files: what the user named, or the first known pair. Not
+ * row by row: a data set in which one row lacks a column would be trained half in one form,
+ * half in another, and nothing would say so. */
 static nxt_status choose_columns(reader *r, const json *row) {
     const nxt_data_config *c = r->config;
-    char label[400];
+    const bool template = c->template_text;
     if (c->text_column) r->completion = c->text_column;
     else if (c->completion_column)
         r->prompt = c->prompt_column, r->completion = c->completion_column;
-    for (i64 i = 0; !r->completion && !c->template_text && i < COUNT(known_columns); i++) {
+    for (i64 i = 0; !r->completion && !template && i < COUNT(known_columns); i++) {
         const char *p = known_columns[i].prompt, *in = known_columns[i].input;
         const bool alone = p && c->prompts_only; /* its completion may be missing */
         if ((p && !json_get(row, p)) || (in && !json_get(row, in))
@@ -7663,43 +7676,43 @@ static nxt_status choose_columns(reader *r, const json *row) {
             continue;
         r->prompt = p, r->input = in, r->completion = known_columns[i].completion;
     }
-    if (!r->completion && !c->template_text)
+    if (!r->completion && !template)
         return bad_row(r, "no column that is known, such as", "text", row);
-    r->completions = (r->prompt || c->template_text) && !c->prompts_only;
-    if (c->template_text) snprintf(label, sizeof label, "template");
-    else snprintf(label, sizeof label, "%s%s%s%s%s", r->prompt ? r->prompt : "",
-                  r->input ? " + " : "", r->input ? r->input : "", r->prompt ? " + " : "",
-                  r->completion);
-    r->d->columns = arena_text(&r->d->arena, label, strlen(label));
+    r->completions = (r->prompt || template) && !c->prompts_only;
+    r->d->columns = template ? arena_text(&r->d->arena, "template", 8)
+        : arena_print(&r->d->arena, "%s%s%s%s%s", r->prompt ? r->prompt : "",
+                      r->input ? " + " : "", r->input ? r->input : "", r->prompt ? " + " : "",
+                      r->completion);
     r->chosen = r->d->columns != NULL; /* not before: a bad first row may be skipped */
     return r->chosen ? NXT_OK : NXT_MEMORY;
 }
 
-/* The first n bytes of text against a string. */
-static bool text_is(const char *text, i64 n, const char *other) {
-    return other && strlen(other) == (size_t)n && !memcmp(text, other, (size_t)n);
+/* The brace that closes the placeholder at t; NULL where none begins ("{{" is a brace). */
+static const char *placeholder_end(const char *t) {
+    return *t == '{' && t[1] != '{' ? strchr(t, '}') : NULL;
 }
 
 /* The place of the completion: the placeholder that --completion-column names, else the last
- * one. NULL when there is none. */
+ * one, because people write question before answer. NULL when there is none. */
 static const char *completion_place(const nxt_data_config *c) {
-    const char *place = NULL;
-    for (const char *t = c->template_text; *t; t++) {
-        if (*t != '{') continue;
-        const char *close = t[1] == '{' ? NULL : strchr(t, '}');
-        if (!close) {
-            t += t[1] == '{';
-            continue;
-        }
-        if (!c->completion_column || text_is(t + 1, close - t - 1, c->completion_column))
-            place = t;
-        t = close;
+    const char *place = NULL, *name = c->completion_column;
+    for (const char *t = c->template_text, *close; *t; t++) {
+        if ((close = placeholder_end(t)) != NULL) {
+            const size_t n = (size_t)(close - t - 1);
+            if (!name || (strlen(name) == n && !memcmp(t + 1, name, n))) place = t;
+            t = close;
+        } else if (*t == '{' && t[1] == '{') t++;
     }
     return place;
 }
 
 /* Fills a template. What stands before the completion is the prompt, and all there is when
- * only prompts are wanted. */
+ * only prompts are wanted. In
+ *
+ *     "Q: {question}\nA: {answer}\n\n"
+ *
+ * the completion is {answer}: it is trained, what is before it is read, and the two line ends
+ * behind it are neither trained nor asked for; the eos that follows them is trained. */
 static nxt_status render_template(reader *r, const json *row) {
     const nxt_data_config *c = r->config;
     const char *place = completion_place(c);
@@ -7709,18 +7722,19 @@ static nxt_status render_template(reader *r, const json *row) {
                     c->completion_column ? ": " : "",
                     c->completion_column ? c->completion_column : "");
     for (const char *t = c->template_text; *t && !(c->prompts_only && t == place); t++) {
-        if (*t != '{' || t[1] == '{') {
+        const char *close = placeholder_end(t);
+        const i64 before = out->n;
+        if (close) {
+            TRY(add_column(r, row, t + 1, close - t - 1));
+            if (t == place)
+                r->row.prompt_bytes = before, r->row.completion_bytes = out->n - before;
+            t = close;
+        } else if (*t == '{' && t[1] != '{') {
+            return fail(r->d->cx, NXT_ARGUMENT, "template: '{' without '}' at \"%.40s\"", t);
+        } else {
             buffer_add(out, t, 1);
             t += *t == '{';
-            continue;
         }
-        const char *close = strchr(t, '}');
-        if (!close)
-            return fail(r->d->cx, NXT_ARGUMENT, "template: '{' without '}' at \"%.40s\"", t);
-        const i64 before = out->n;
-        TRY(add_column(r, row, t + 1, close - t - 1));
-        if (t == place) r->row.prompt_bytes = before, r->row.completion_bytes = out->n - before;
-        t = close;
     }
     return out->status;
 }
@@ -7734,7 +7748,6 @@ static nxt_status render_row(reader *r, const json *row) {
                     r->line);
     if (!r->chosen) TRY(choose_columns(r, row));
     r->pairs = r->completions;
-    out->n = 0;
     if (r->config->template_text) return render_template(r, row);
     if (r->prompt) TRY(add_column(r, row, r->prompt, (i64)strlen(r->prompt)));
     if (r->input && json_text(row, r->input, "")[0]) {
@@ -7749,76 +7762,75 @@ static nxt_status render_row(reader *r, const json *row) {
 }
 
 /* -- Text to tokens -------------------------------------------------------------------- */
-/* eos is appended as an id, never as text: a tokenizer may or may not read "<|endoftext|>". */
-static nxt_status add_row_token(reader *r, i32 id, bool trained) {
-    token_list *t = &r->tokens;
-    TRY(mem_grow(r->d->cx, &t->id, t->n, t->n + 1, &t->capacity, sizeof *t->id));
-    TRY(mem_grow(r->d->cx, &r->mask, t->n, t->n + 1, &r->mask_capacity, 1));
-    t->id[t->n] = id;
-    r->mask[t->n++] = trained;
-    return NXT_OK;
-}
 
-/* Prompt and completion are tokenized as one text, because tokens do not respect the border:
- * in "Answer:" + " red" the space belongs to the second word. A token that lies on the border
- * is trained, else the completion's first byte would never be learned. */
-/* Tokens of r->row appended to r->tokens, and which of them are trained to r->mask. */
+/* Tokens of r->row appended to r->tokens, and which of them are trained to r->mask. Prompt
+ * and completion are tokenized as one text, because tokens do not respect the border: in
+ * "Answer:" + " red" the space belongs to the second word. A token that lies on the border is
+ * trained, else the completion's first byte would never be learned.
+ *
+ *     text       Q  :     w  h  y     A  :     r  e  d  .     prompt | completion = " red."
+ *     tokens    [Q][:][ w  h  y][ A][:][ r  e  d][.][eos]
+ *     trained    0  0   0         0  0   1        1   1
+ *
+ * eos is appended as an id, never as text: a tokenizer may or may not read "<|endoftext|>". */
 static nxt_status tokenize_row(reader *r, bool eos) {
     token_list *t = &r->tokens;
     const i64 from = t->n, begin = r->row.prompt_bytes, end = begin + r->row.completion_bytes;
     const bool all = r->config->train_on_all || !r->pairs;
     TRY(encode(r->tok, r->row.text.p ? r->row.text.p : "", r->row.text.n, !all, t));
-    TRY(mem_grow(r->d->cx, &r->mask, from, t->n, &r->mask_capacity, 1));
+    TRY(mem_grow(r->d->cx, &r->mask, from, t->n + 1, &r->mask_capacity, 1));
     for (i64 i = from, at = 0; i < t->n; i++) {
         r->mask[i] = all || (t->end[i] > begin && at < end);
         if (!all) at = t->end[i];
     }
-    return eos && r->eos >= 0 ? add_row_token(r, r->eos, true) : NXT_OK;
+    if (!eos || r->eos < 0) return NXT_OK;
+    TRY(mem_grow(r->d->cx, &t->id, t->n, t->n + 1, &t->capacity, sizeof *t->id));
+    t->id[t->n] = r->eos;
+    r->mask[t->n++] = true;
+    return NXT_OK;
 }
 
-/* Which tokens of an example of n stay within the limit: [*at, *at + *cut) are removed. */
-static nxt_status cut_to_length(reader *r, i64 n, i64 *at, i64 *cut) {
-    nxt_truncation how = r->config->truncation;
-    const i64 limit = r->config->max_length, over = n - limit;
+/* Shortens the row's tokens to the limit: `cut` of them go at the beginning, the rest at the
+ * end. A prompt is shortened before its completion is, and by its beginning, because the
+ * words next to the completion bear on it most. Where the completion alone is too long, one
+ * token of the prompt stays, to predict its first token from, and its end is lost. */
+static nxt_status shorten(reader *r) {
+    const nxt_data_config *c = r->config;
+    const bool completion = r->pairs && !c->train_on_all;
+    token_list *t = &r->tokens;
+    const i64 limit = c->max_length, over = t->n - limit;
+    nxt_truncation how = c->truncation;
     i64 prompt = 0;
-    *at = *cut = 0;
+    r->from.truncated = over > 0, r->from.completion_cut = false;
     if (over <= 0) return NXT_OK;
-    if (how == NXT_TRUNCATE_AUTO)
-        how = r->pairs && !r->config->train_on_all ? NXT_TRUNCATE_PROMPT
-                                                         : NXT_TRUNCATE_RIGHT;
+    if (how == NXT_TRUNCATE_AUTO) how = completion ? NXT_TRUNCATE_PROMPT : NXT_TRUNCATE_RIGHT;
     if (how == NXT_TRUNCATE_ERROR)
-        return fail(r->d->cx, NXT_FORMAT,
-                    "%s:%" PRId64 ": %" PRId64 " tokens, the limit is %" PRId64, r->path,
-                    r->line, n, limit);
-    while (prompt < n && !r->mask[prompt]) prompt++;
-    r->from.flags |= TRUNCATED;
-    *cut = over;
-    if (how == NXT_TRUNCATE_RIGHT) *at = limit;
-    if (how != NXT_TRUNCATE_PROMPT || over < prompt) return NXT_OK;
-    r->from.flags |= COMPLETION_CUT; /* one prompt token stays, to predict from; then its end */
-    *cut = max64(0, prompt - 1);
+        return fail(r->d->cx, NXT_FORMAT, "%s:%" PRId64 ": %" PRId64 " tokens, the limit is %"
+                    PRId64, r->path, r->line, t->n, limit);
+    while (prompt < t->n && !r->mask[prompt]) prompt++;
+    r->from.completion_cut = how == NXT_TRUNCATE_PROMPT && over >= prompt;
+    const i64 most = r->from.completion_cut ? max64(0, prompt - 1) : over;
+    const i64 cut = how == NXT_TRUNCATE_RIGHT ? 0 : most;
+    memmove(t->id, t->id + cut, (size_t)limit * sizeof *t->id);
+    memmove(r->mask, r->mask + cut, (size_t)limit);
+    t->n = limit;
     return NXT_OK;
 }
 
 /* The row's tokens, shortened, become an example. */
 static nxt_status finish_example(reader *r) {
-    token_list *t = &r->tokens;
-    i64 at, cut, n = t->n;
-    r->from.flags = 0;
+    nxt_status status = shorten(r);
+    const i32 *ids = r->tokens.id;
+    const i64 n = r->tokens.n;
+    r->tokens.n = 0; /* the next row starts afresh, also after this one is refused */
+    TRY(status);
     r->from.text_bytes = r->row.text.n;
-    t->n = 0; /* the next row starts afresh, also after this one is refused */
-    TRY(cut_to_length(r, n, &at, &cut));
-    n -= cut;
-    if (cut) {
-        memmove(t->id + at, t->id + at + cut, (size_t)(n - at) * sizeof *t->id);
-        memmove(r->mask + at, r->mask + at + cut, (size_t)(n - at));
-    }
-    n = min64(n, r->config->max_length);
-    if (n > 0 && t->id[n - 1] == r->eos) r->from.flags |= ENDS_IN_EOS;
-    return dataset_add(r->d, t->id, r->mask, n, &r->from);
+    r->from.ends_in_eos = n > 0 && ids[n - 1] == r->eos;
+    return dataset_add(r->d, ids, r->mask, n, &r->from);
 }
 
-/* Takes the row in r->row: an example, or more tokens for blocks. */
+/* Takes the row in r->row: an example, or more tokens for blocks. Blocks are cut when all
+ * files are read, because they run across the ends of texts and files. */
 static nxt_status take_row(reader *r) {
     const int eos = r->config->append_eos;
     const bool blocks = r->config->block_size > 0;
@@ -7835,63 +7847,68 @@ static bool want_more(const reader *r) {
 }
 
 /* -- Files ----------------------------------------------------------------------------- */
-/* Plain text. For blocks a file is one text, line ends and all; else each line is a text,
- * whether lines end in LF or CRLF. */
+
+/* A new row, and where it lies in its file. */
+static void begin_row(reader *r, i64 at, i64 bytes) {
+    r->line++;
+    r->from.at = at, r->from.bytes = bytes;
+    r->row.text.n = 0;
+}
+
+/* Bytes of the line at p, without its LF; n are left. */
+static i64 line_bytes(const char *p, i64 n) {
+    const char *stop = memchr(p, '\n', (size_t)n);
+    return stop ? stop - p : n;
+}
+
+/* Plain text. For blocks a file is one text, line ends and all, because they belong to it; else
+ * each line is a text, whether lines end in LF or CRLF, and blank ones are none. Both parts of
+ * a row are set so that all of it is the completion: plain text is trained on as a whole. */
 static nxt_status read_text_file(reader *r, const char *p, i64 n) {
     const bool whole = r->config->block_size > 0;
-    const char *end = p + n;
     r->pairs = false;
     if (!r->d->columns) r->d->columns = arena_text(&r->d->arena, "plain text", 10);
     if (!r->d->columns) return NXT_MEMORY;
-    for (const char *line = p; line < end && want_more(r);) {
-        const char *stop = whole ? end : memchr(line, '\n', (size_t)(end - line));
-        const char *next = stop ? stop + 1 : end;
-        if (!stop) stop = end;
-        if (!whole && stop > line && stop[-1] == '\r') stop--;
-        r->from.at = line - p, r->from.bytes = stop - line;
-        r->line++;
-        r->row.text.n = 0;
-        buffer_add(&r->row.text, line, stop - line);
+    for (i64 at = 0, size; at < n && want_more(r); at += size + 1) {
+        size = whole ? n : line_bytes(p + at, n - at);
+        const i64 bytes = size - (!whole && size && p[at + size - 1] == '\r');
+        begin_row(r, at, bytes);
+        buffer_add(&r->row.text, p + at, bytes);
         TRY(r->row.text.status);
-        r->row.prompt_bytes = 0, r->row.completion_bytes = r->row.text.n;
-        if (r->row.text.n) TRY(take_row(r));
+        r->row.prompt_bytes = 0, r->row.completion_bytes = bytes;
+        if (bytes) TRY(take_row(r));
         TRY(check_cancel(r->d->cx));
-        line = next;
     }
     return NXT_OK;
 }
 
-/* An error inside names the line of the file, not of the row. */
-static nxt_status read_jsonl_line(reader *r, const char *line, i64 n) {
-    json *row;
-    TRY(json_parse_at(&r->arena, r->path, r->line, line, n, &row));
-    TRY(render_row(r, row));
-    return take_row(r);
-}
-
-/* A row that breaks the rules is counted or stops the reading, as the user wants it. */
+/* A row that breaks the rules is counted or stops the reading, as the user wants it. Other
+ * failures, of memory or of a file, always stop it. */
 static nxt_status skip_or_pass(reader *r, nxt_status status) {
     if (status != NXT_FORMAT || !r->config->skip_bad_lines) return status;
     r->d->info.bad_lines++;
     return NXT_OK;
 }
 
-/* One object a line; blank lines are passed over. */
+/* An error inside names the line of the file, not of the row. Blank lines are passed over. */
+static nxt_status read_jsonl_line(reader *r, const char *line, i64 n) {
+    json *row;
+    i64 space = 0;
+    while (space < n && strchr(" \t\r", line[space])) space++;
+    if (space == n) return NXT_OK;
+    TRY(json_parse_at(&r->arena, r->path, r->line, line, n, &row));
+    TRY(render_row(r, row));
+    return take_row(r);
+}
+
+/* One object a line. */
 static nxt_status read_jsonl_file(reader *r, const char *p, i64 n) {
-    const char *end = p + n;
-    for (const char *line = p; line < end && want_more(r);) {
-        const char *stop = memchr(line, '\n', (size_t)(end - line));
-        const char *next = stop ? stop + 1 : end;
-        if (!stop) stop = end;
-        r->line++;
-        r->from.at = line - p, r->from.bytes = stop - line;
-        const char *first = line;
-        while (first < stop && strchr(" \t\r", *first)) first++;
-        nxt_status status = first < stop ? read_jsonl_line(r, line, stop - line) : NXT_OK;
+    for (i64 at = 0, size; at < n && want_more(r); at += size + 1) {
+        size = line_bytes(p + at, n - at);
+        begin_row(r, at, size);
+        TRY(skip_or_pass(r, read_jsonl_line(r, p + at, size)));
         arena_clear(&r->arena);
-        TRY(skip_or_pass(r, status));
         TRY(check_cancel(r->d->cx));
-        line = next;
     }
     return NXT_OK;
 }
@@ -7902,17 +7919,22 @@ static const json *unwrap_row(const json *row) {
     return inner && inner->kind == JSON_OBJECT ? inner : row;
 }
 
-/* One array of objects, or the hub's dataset server's {"rows": [{"row": {..}}, ..]}. */
+/* One array of objects, or the hub's dataset server's {"rows": [{"row": {..}}, ..]}: the
+ * array, or NULL. */
+static const json *rows_of(const json *top) {
+    const json *rows = top->kind == JSON_OBJECT ? json_get(top, "rows") : top;
+    return rows && rows->kind == JSON_ARRAY ? rows : NULL;
+}
+
 static nxt_status read_json_file(reader *r, const char *p, i64 n) {
     json *top;
     TRY(json_parse(&r->arena, r->path, p, n, &top));
-    const json *rows = top->kind == JSON_OBJECT ? json_get(top, "rows") : top;
-    if (!rows || rows->kind != JSON_ARRAY)
+    const json *rows = rows_of(top);
+    if (!rows)
         return fail(r->d->cx, NXT_FORMAT, "%s: neither an array of rows nor {\"rows\": [..]}",
                     r->path);
     for (const json *row = rows->first; row && want_more(r); row = row->next) {
-        r->line++; /* here the number of the row */
-        r->from.at = -1, r->from.bytes = r->line - 1;
+        begin_row(r, -1, r->line); /* in errors the row's number stands for the line */
         nxt_status status = render_row(r, unwrap_row(row));
         if (status == NXT_OK) status = take_row(r);
         TRY(skip_or_pass(r, status));
@@ -7920,26 +7942,37 @@ static nxt_status read_json_file(reader *r, const char *p, i64 n) {
     return NXT_OK;
 }
 
-/* The ending decides; a byte-order mark in front is not part of the data. */
+/* Opens a map; *text is what stands behind a byte-order mark, which is not data. */
+static nxt_status data_file_open(nxt_context *cx, const char *path, file_map *map,
+                                 file_map *text) {
+    TRY(file_map_open(cx, path, map));
+    *text = *map;
+    if (map->n >= 3 && !memcmp(map->p, "\xef\xbb\xbf", 3)) text->p += 3, text->n -= 3;
+    return NXT_OK;
+}
+
+/* The ending decides. */
 static nxt_status read_data_file(reader *r, const char *path) {
-    file_map map;
-    nxt_status status;
+    static const struct {
+        const char *end;
+        nxt_status (*read)(reader *, const char *, i64);
+    } kinds[] = {{".jsonl", read_jsonl_file}, {".json", read_json_file},
+                 {".txt", read_text_file}};
+    file_map map, text;
+    i64 k = 0;
     r->path = path;
     r->line = 0;
-    TRY(file_map_open(r->d->cx, path, &map));
-    const char *p = (const char *)map.p;
-    const i64 bom = map.n >= 3 && !memcmp(p, "\xef\xbb\xbf", 3) ? 3 : 0;
-    if (ends_with(path, ".jsonl")) status = read_jsonl_file(r, p + bom, map.n - bom);
-    else if (ends_with(path, ".json")) status = read_json_file(r, p + bom, map.n - bom);
-    else if (ends_with(path, ".txt")) status = read_text_file(r, p + bom, map.n - bom);
-    else status = fail(r->d->cx, NXT_UNSUPPORTED,
-                       "%s: data files end in .txt, .jsonl or .json", path);
+    TRY(data_file_open(r->d->cx, path, &map, &text));
+    while (k < COUNT(kinds) && !ends_with(path, kinds[k].end)) k++;
+    nxt_status status = k < COUNT(kinds) ? kinds[k].read(r, (const char *)text.p, text.n)
+        : fail(r->d->cx, NXT_UNSUPPORTED, "%s: data files end in .txt, .jsonl or .json", path);
     file_map_close(&map);
     arena_clear(&r->arena);
     return status;
 }
 
-/* Cuts the joined tokens into blocks (run_clm's group_texts: the remainder is dropped). */
+/* Cuts the joined tokens into blocks (run_clm's group_texts). The remainder is dropped, at
+ * most one block in all: filling it up would train on tokens that nobody wrote. */
 static nxt_status cut_blocks(reader *r) {
     const i64 size = r->config->block_size, n = r->tokens.n;
     for (i64 at = 0; at + size <= n; at += size)
@@ -7952,15 +7985,23 @@ static nxt_status cut_blocks(reader *r) {
     return NXT_OK;
 }
 
+/* The files are opened again when rows are written out as they were read. */
+static nxt_status keep_paths(nxt_dataset *d, const char *const *paths, i64 count) {
+    d->paths = arena_get(&d->arena, (size_t)(count + 1) * sizeof *d->paths);
+    if (!d->paths) return NXT_MEMORY;
+    for (; d->path_count < count; d->path_count++) {
+        const char *path = paths[d->path_count];
+        d->paths[d->path_count] = arena_text(&d->arena, path, strlen(path));
+        if (!d->paths[d->path_count]) return NXT_MEMORY;
+    }
+    return NXT_OK;
+}
+
 /* Several files are one dataset; with blocks they are one text, too. */
 static nxt_status read_files(reader *r, const char *const *paths, int count) {
     nxt_dataset *d = r->d;
-    d->paths = arena_get(&d->arena, (size_t)(count + 1) * sizeof *d->paths);
-    if (!d->paths) return NXT_MEMORY;
+    TRY(keep_paths(d, paths, count));
     for (int i = 0; i < count; i++) {
-        d->paths[i] = arena_text(&d->arena, paths[i], strlen(paths[i]));
-        if (!d->paths[i]) return NXT_MEMORY;
-        d->path_count++;
         r->from.file = i;
         TRY(read_data_file(r, paths[i]));
     }
@@ -7980,12 +8021,9 @@ nxt_status nxt_dataset_from_files(nxt_dataset **out, nxt_tokenizer *tok,
     if (count < 1) return fail(cx, NXT_ARGUMENT, "no data files");
     if (config->block_size < 0 || config->block_size == 1 || config->max_length < 2)
         return fail(cx, NXT_ARGUMENT, "block size and max length must be at least 2");
-    reader r = {.tok = tok,
-                .config = config,
-                .arena.cx = cx,
-                .row.text.cx = cx,
-                .tokens.cx = cx,
-                .eos = config->eos >= 0 ? config->eos : nxt_tokenizer_eos(tok)};
+    reader r = {.tok = tok, .config = config, .arena.cx = cx, .row.text.cx = cx,
+                .tokens.cx = cx, .eos = config->eos};
+    if (r.eos < 0) r.eos = nxt_tokenizer_eos(tok);
     TRY(dataset_create(&r.d, cx));
     nxt_status status = read_files(&r, paths, count);
     arena_free(&r.arena);
@@ -7998,23 +8036,21 @@ nxt_status nxt_dataset_from_files(nxt_dataset **out, nxt_tokenizer *tok,
     return status;
 }
 
+/* For hosts that tokenize themselves, and for tests: no file, no source rows. */
 nxt_status nxt_dataset_from_tokens(nxt_dataset **out, nxt_context *cx, const i32 *ids,
                                    const u8 *trained, const i64 *offsets, i64 count) {
-    nxt_dataset *d;
-    *out = NULL;
-    TRY(dataset_create(&d, cx));
-    nxt_status status = NXT_OK;
+    nxt_status status = dataset_create(out, cx);
     for (i64 i = 0; i < count && status == NXT_OK; i++) {
         const i64 at = offsets[i], n = offsets[i + 1] - at;
         status = n < 0 ? fail(cx, NXT_ARGUMENT, "offsets fall at example %" PRId64, i)
-                       : dataset_add(d, ids + at, trained ? trained + at : NULL, n, NULL);
+                       : dataset_add(*out, ids + at, trained ? trained + at : NULL, n, NULL);
     }
-    if (status != NXT_OK) nxt_dataset_destroy(d), d = NULL;
-    *out = d;
+    if (status != NXT_OK) nxt_dataset_destroy(*out), *out = NULL;
     return status;
 }
 
 /* -- Splits, views, reports ------------------------------------------------------------ */
+
 /* A copy of example i. */
 static nxt_status add_from(nxt_dataset *to, const nxt_dataset *d, i64 i) {
     const i64 at = d->offset[i];
@@ -8025,23 +8061,17 @@ static nxt_status add_from(nxt_dataset *to, const nxt_dataset *d, i64 i) {
 /* Divides d between two new datasets, then lets d take the contents of the first. */
 static nxt_status split_into(nxt_dataset *d, i64 held, u64 seed, nxt_dataset *rest,
                              nxt_dataset *out) {
-    const i64 n = d->info.examples;
-    for (i64 i = 0; i < n; i++) {
-        bool goes = (i64)permute((u64)i, (u64)n, draw(seed, FOR_SPLIT, 0, 0)) < held;
-        TRY(add_from(goes ? out : rest, d, i));
-    }
+    const u64 n = (u64)d->info.examples, key = draw(seed, FOR_SPLIT, 0, 0);
     nxt_dataset *parts[] = {rest, out};
+    for (u64 i = 0; i < n; i++)
+        TRY(add_from(parts[(i64)permute(i, n, key) < held], d, (i64)i));
     for (int k = 0; k < 2; k++) {
         nxt_dataset *p = parts[k];
         p->info.rows = p->info.examples, p->info.has_completions = d->info.has_completions;
         const char *columns = d->columns ? d->columns : "";
         p->columns = arena_text(&p->arena, columns, strlen(columns));
-        p->paths = arena_get(&p->arena, (size_t)(d->path_count + 1) * sizeof *p->paths);
-        if (!p->columns || !p->paths) return NXT_MEMORY;
-        for (i64 i = 0; i < d->path_count; i++, p->path_count++) {
-            p->paths[i] = arena_text(&p->arena, d->paths[i], strlen(d->paths[i]));
-            if (!p->paths[i]) return NXT_MEMORY;
-        }
+        if (!p->columns) return NXT_MEMORY;
+        TRY(keep_paths(p, d->paths, d->path_count));
     }
     nxt_dataset old = *d;
     *d = *rest;
@@ -8050,20 +8080,24 @@ static nxt_status split_into(nxt_dataset *d, i64 held, u64 seed, nxt_dataset *re
 }
 
 /* Which rows are held out is decided by the same keyed permutation that shuffles: a function
- * of the seed and the number of rows alone, so that another run finds the same ones. */
+ * of the seed and the number of rows alone, so that another run finds the same ones. Rows
+ * that it sends to a place below `held` leave: exactly so many, in the order of the file. */
 nxt_status nxt_dataset_split(nxt_dataset *d, double share, u64 seed, nxt_dataset **held_out) {
     const i64 n = d->info.examples, held = max64(1, (i64)floor((double)n * share));
     nxt_dataset *rest = NULL, *out = NULL;
+    nxt_status status;
     *held_out = NULL;
     if (!(share > 0 && share < 1) || held >= n)
         return fail(d->cx, NXT_ARGUMENT, "a share of %g of %" PRId64 " examples leaves nothing",
                     share, n);
-    nxt_status status = dataset_create(&rest, d->cx);
-    if (status == NXT_OK) status = dataset_create(&out, d->cx);
-    if (status == NXT_OK) status = split_into(d, held, seed, rest, out);
+    TRY_GOTO(done, dataset_create(&rest, d->cx));
+    TRY_GOTO(done, dataset_create(&out, d->cx));
+    TRY_GOTO(done, split_into(d, held, seed, rest, out));
+    *held_out = out;
+    out = NULL;
+done:
     nxt_dataset_destroy(rest);
-    if (status == NXT_OK) *held_out = out;
-    else nxt_dataset_destroy(out);
+    nxt_dataset_destroy(out);
     return status;
 }
 
@@ -8080,7 +8114,9 @@ void nxt_dataset_example(const nxt_dataset *d, i64 i, const i32 **ids, const u8 
     *n = d->offset[i + 1] - at;
 }
 
-/* A row of the files as one line of JSON. row: the row itself, in a .json file. */
+/* A row of the files as one line of JSON: as it was read, not as it was rendered, so that the
+ * same rows can be given to another model with a template of its own. row: the row itself,
+ * in a .json file. */
 static nxt_status write_row(const nxt_dataset *d, const source_row *s, const file_map *map,
                             const json *row, buffer *out) {
     const char *p = (const char *)map->p + s->at;
@@ -8100,21 +8136,19 @@ static nxt_status write_row(const nxt_dataset *d, const source_row *s, const fil
     return out->status;
 }
 
-/* All rows of one file that the dataset holds, in the file's own order. */
+/* All rows of one file that the dataset holds, in the file's own order. Lines are copied from
+ * their place in the file; a row of a .json file has no place of its own, so the file is
+ * parsed again and its rows are counted. */
 static nxt_status write_rows_of(const nxt_dataset *d, i64 file, buffer *out) {
-    file_map map;
+    const char *path = d->paths[file];
+    file_map map, text;
     arena a = {.cx = d->cx};
     json *top = NULL;
-    const json *rows = NULL;
-    TRY(file_map_open(d->cx, d->paths[file], &map));
     nxt_status status = NXT_OK;
-    const char *p = (const char *)map.p;
-    const i64 bom = map.n >= 3 && !memcmp(p, "\xef\xbb\xbf", 3) ? 3 : 0;
-    file_map text = {.p = map.p + bom, .n = map.n - bom};
-    if (ends_with(d->paths[file], ".json"))
-        status = json_parse(&a, d->paths[file], p + bom, text.n, &top);
-    if (top) rows = top->kind == JSON_OBJECT ? json_get(top, "rows") : top;
-    const json *row = rows ? rows->first : NULL;
+    TRY(data_file_open(d->cx, path, &map, &text));
+    if (ends_with(path, ".json"))
+        status = json_parse(&a, path, (const char *)text.p, text.n, &top);
+    const json *rows = top ? rows_of(top) : NULL, *row = rows ? rows->first : NULL;
     for (i64 i = 0, at = 0; i < d->info.examples && status == NXT_OK; i++) {
         const source_row *s = &d->source[i];
         if (s->file != file) continue;
@@ -8140,20 +8174,41 @@ nxt_status nxt_dataset_write_rows(const nxt_dataset *d, const char *path) {
 
 /* -- Batches --------------------------------------------------------------------------- */
 
-/* Room for batches of up to `rows` rows, on the host. The sixth array is `slot`, which only
- * sessions use (§21). */
-static nxt_status batch_get(nxt_context *cx, batch *b, i64 rows) {
-    i32 *p;
-    TRY(mem_get(cx, &p, 6 * rows, sizeof *p));
-    *b = (batch){.ids = p, .pos = p + rows, .first = p + 2 * rows, .last = p + 3 * rows,
-                 .label = p + 4 * rows};
-    return NXT_OK;
+/* Memory for passes of up to `rows` rows, and for the batch that goes into one: the batch is
+ * made here, on the host, and pass_begin sends it to the device. */
+typedef struct pass_room {
+    pass_memory memory;
+    batch host;
+} pass_room;
+
+/* Safe on one that was never filled. */
+static void room_free(pass_room *r) {
+    if (r->memory.m) mem_drop(r->memory.m->cx, r->host.ids);
+    pass_memory_free(&r->memory);
 }
 
-static void batch_free(nxt_context *cx, batch *b) { mem_drop(cx, b->ids); }
+/* The batch's integers are one array; its last sixth is `slot`, for sessions (§21). */
+static nxt_status room_get(nxt_model *m, i64 rows, bool keep, pass_room *r) {
+    i32 *p = NULL;
+    *r = (pass_room){0};
+    TRY(pass_memory_get(m, rows, keep, &r->memory));
+    nxt_status status = mem_get(m->cx, &p, 6 * rows, sizeof *p);
+    if (status != NXT_OK) room_free(r);
+    else r->host = (batch){.ids = p, .pos = p + rows, .first = p + 2 * rows,
+                           .last = p + 3 * rows, .label = p + 4 * rows};
+    return status;
+}
 
 /* Appends a sequence behind what is there. Row n predicts the token after it, when that
- * token is trained; it sees the rows from its sequence's start up to itself. */
+ * token is trained; it sees the rows from its sequence's start up to itself. So two texts
+ * "a b c" and "d e", the last two tokens of the first one trained, are
+ *
+ *     ids     a  b  c  d  e
+ *     pos     0  1  2  0  1
+ *     first   0  0  0  3  3      rows first .. last are the keys a row attends to
+ *     last    0  1  2  3  4
+ *     label   b  c  .  e  .      . is -100: nothing to predict
+ */
 static void batch_add(batch *b, const i32 *ids, const u8 *trained, i64 n) {
     const i64 start = b->n;
     for (i64 i = 0; i < n; i++) {
@@ -8172,7 +8227,9 @@ static void batch_add_example(batch *b, const nxt_dataset *d, i64 i) {
     batch_add(b, d->ids + at, d->trained + at, d->offset[i + 1] - at);
 }
 
-/* Ids and lengths that the model cannot take are refused before training starts. */
+/* Ids and lengths that the model cannot take are refused before training starts: kernels read
+ * the embedding's row and the position's angles without asking. A tokenizer of another model
+ * shows here, or, when it is smaller than the vocabulary, only in the loss. */
 static nxt_status check_dataset(const nxt_model *m, const nxt_dataset *d) {
     const shape *s = &m->s;
     if (d->info.longest > s->T)
@@ -8192,13 +8249,22 @@ static nxt_status check_dataset(const nxt_model *m, const nxt_dataset *d) {
  * § 19  Saving models
  *
  * The directory that Hugging Face loads: config.json as it came, with the type that was
- * written; model.safetensors; and the tokenizer's files, byte for byte. One tensor is in
- * memory at a time. What is saved is complete or absent (I10, §11).
+ * written; model.safetensors; and the tokenizer's files, byte for byte. One piece of one
+ * tensor is in memory at a time. What is saved is complete or absent (I10, §11).
+ *
+ *     config.json              as read, but for type, architecture and rotary settings
+ *     tokenizer.json, ...      copies of what the base has
+ *     generation_config.json   a copy, or bos and eos when the base has none
+ *     model.safetensors        or shards and the index that names them
+ *
+ * Members of config.json that mean nothing here are kept: what another program wrote for a
+ * third one to read is not ours to drop.
  */
 static const char *const torch_names[] = {[F32] = "float32", [F16] = "float16",
                                           [BF16] = "bfloat16"};
 
-/* "f16", "fp16" or "float16"; NULL leaves what *type holds. */
+/* "f16", "fp16" or "float16"; NULL leaves what *type holds. People name types as PyTorch,
+ * Hugging Face's flags or this file do. */
 static nxt_status parse_dtype(nxt_context *cx, const char *name, dtype *type) {
     static const struct { const char *name; dtype type; } known[] = {
         {"f32", F32}, {"fp32", F32}, {"float32", F32}, {"f16", F16}, {"fp16", F16},
@@ -8228,7 +8294,9 @@ static void write_rope(buffer *b, const shape *s, const json *config) {
     buffer_text(b, "}");
 }
 
-/* The config as it was read, but for the members that saving decides. */
+/* The config as it was read, but for the members that saving decides. torch_dtype must name
+ * what the file holds, because Hugging Face may convert to it while loading: f32 weights
+ * under "float16" would be rounded. "dtype", its newer name, could contradict it. */
 static void write_config(buffer *b, const nxt_model *m, dtype type) {
     static const char *const ours[] = {"torch_dtype", "dtype", "rotary_pct", "rotary_emb_base",
                                        "rope_parameters", "architectures"};
@@ -8246,17 +8314,23 @@ static void write_config(buffer *b, const nxt_model *m, dtype type) {
     buffer_print(b, ",\n  \"torch_dtype\": \"%s\"\n}\n", torch_names[type]);
 }
 
-/* config.json into the directory being made. */
-static nxt_status save_config(save *s, const nxt_model *m, dtype type) {
-    buffer b = {.cx = m->cx};
-    write_config(&b, m, type);
-    nxt_status status = b.status;
-    if (status == NXT_OK) status = save_text(s, "config.json", b.p, b.n);
-    buffer_free(&b);
+/* A buffer's text as a file; the buffer is emptied. */
+static nxt_status save_buffer(save *s, const char *name, buffer *b) {
+    nxt_status status = b->status;
+    if (status == NXT_OK) status = save_text(s, name, b->p, b->n);
+    buffer_free(b);
     return status;
 }
 
-/* The files beside the weights, from a directory that may lack any of them. */
+/* The end of a save: its files appear, or, when something failed, nothing does. */
+static nxt_status save_end(save *s, nxt_status status) {
+    if (status == NXT_OK) return save_commit(s);
+    save_abort(s);
+    return status;
+}
+
+/* The files beside the weights, from a directory that may lack any of them. A tokenizer comes
+ * in several forms, and which of them a reader wants is not known here: all are copied. */
 static nxt_status save_companions(save *s, const char *dir) {
     static const char *const names[] = {
         "tokenizer.json", "tokenizer_config.json", "special_tokens_map.json", "vocab.json",
@@ -8278,21 +8352,23 @@ static nxt_status save_tokenizer(save *s, const char *path) {
     struct stat st;
     if (!path) return NXT_OK;
     if (stat(path, &st) != 0) return fail_errno(s->cx, path, "open");
-    return S_ISDIR(st.st_mode) ? save_companions(s, path) : save_copy(s, "tokenizer.json", path);
+    if (S_ISDIR(st.st_mode)) return save_companions(s, path);
+    return save_copy(s, "tokenizer.json", path);
 }
 
-/* What Hugging Face's generate() needs to stop; not if the base brought its own. */
+/* What Hugging Face's generate() needs to stop; not if the base brought its own. Without it, a
+ * model that was taught to end in eos would run on to the limit of new tokens. */
 static nxt_status save_generation_config(save *s, const nxt_model *m) {
-    char text[160];
-    int n =
-        snprintf(text, sizeof text,
-                 "{\n  \"bos_token_id\": %" PRId64 ",\n  \"eos_token_id\": %" PRId64 "\n}\n",
-                 m->s.bos, m->s.eos);
-    if (m->s.bos < 0 || m->s.eos < 0 || save_holds(s, "generation_config.json")) return NXT_OK;
-    return save_text(s, "generation_config.json", text, n);
+    static const char name[] = "generation_config.json";
+    buffer b = {.cx = m->cx};
+    if (m->s.bos < 0 || m->s.eos < 0 || save_holds(s, name)) return NXT_OK;
+    buffer_print(&b, "{\n  \"bos_token_id\": %" PRId64 ",\n  \"eos_token_id\": %" PRId64
+                 "\n}\n", m->s.bos, m->s.eos);
+    return save_buffer(s, name, &b);
 }
 
-/* Elements of a parameter, wherever it is: in its file, or a master on the device. */
+/* Elements of a parameter, wherever it is: in its file, or a master on the device. What was
+ * never trained goes from file to file through f32, which loses no bit of f16 or bf16. */
 static void read_param(const nxt_model *m, const param *p, i64 at, i64 n, float *out) {
     if (p->w.p != p->stored.p) { /* f32 and contiguous: ours */
         m->cx->ops->download(m->cx->device, out, (float *)p->w.p + at, (size_t)n * sizeof *out);
@@ -8312,14 +8388,13 @@ static nxt_status fetch_param(void *user, const tensor_plan *t, i64 at, i64 n, f
     read_param(m, p, at, n, out);
     for (i64 i = 0; p->grad.p && i < n; i++) /* what training broke is not saved as a model */
         if (!isfinite(out[i]))
-            return fail(m->cx, NXT_DIVERGED,
-                        "\"%s\" holds values that are not finite: the training "
-                        "has diverged, nothing is saved",
-                        p->name);
+            return fail(m->cx, NXT_DIVERGED, "\"%s\" holds values that are not finite: the "
+                        "training has diverged, nothing is saved", p->name);
     return NXT_OK;
 }
 
-/* A parameter as the writer sees it: vectors have one dimension. */
+/* A parameter as the writer sees it: vectors have one dimension, as PyTorch stores them, and a
+ * loader that finds (1, C) in the place of (C) refuses it. */
 static tensor_plan plan_tensor(const char *name, dtype type, const mat *w, void *source) {
     tensor_plan t = {.name = name, .type = type, .rank = w->rows == 1 ? 1 : 2,
                      .count = w->rows * w->cols, .source = source};
@@ -8328,27 +8403,35 @@ static tensor_plan plan_tensor(const char *name, dtype type, const mat *w, void 
     return t;
 }
 
-/* In the order of the parameter list, which decides what goes into which shard. */
-static nxt_status save_weights(save *s, const nxt_model *m, dtype type, i64 shard_bytes) {
+/* Everything that makes a model directory; fetch says what is in a tensor. Tensors go in the
+ * order of the parameter list, which decides what goes into which shard. Weights come last:
+ * of the files that save_begin_into puts in place one by one, they are what the others
+ * describe. */
+static nxt_status save_files(save *s, const nxt_model *m, const nxt_save_config *c, dtype type,
+                             tensor_fetch fetch, void *user) {
     tensor_plan *plans;
+    buffer config = {.cx = m->cx};
+    write_config(&config, m, type);
+    TRY(save_buffer(s, "config.json", &config));
+    TRY(save_tokenizer(s, c->tokenizer));
+    TRY(save_generation_config(s, m));
     TRY(mem_get(m->cx, &plans, m->param_count, sizeof *plans));
     for (i64 i = 0; i < m->param_count; i++)
         plans[i] = plan_tensor(m->params[i].name, type, &m->params[i].w, &m->params[i]);
     nxt_status status = safetensors_write(s, "model.safetensors", &(tensor_set){
-        .plans = plans, .count = m->param_count, .shard_bytes = shard_bytes,
-        .fetch = fetch_param, .user = (void *)(uintptr_t)m});
+        .plans = plans, .count = m->param_count, .shard_bytes = c->shard_bytes,
+        .fetch = fetch, .user = user});
     mem_drop(m->cx, plans);
     return status;
 }
 
-/* Everything that makes a model directory. Also the first half of a checkpoint. */
-static nxt_status save_model_files(save *s, const nxt_model *m, const nxt_save_config *c) {
+/* A model as it is now. Also the first half of a checkpoint. */
+static nxt_status save_model_files(save *s, const nxt_model *m, const nxt_save_config *config) {
+    nxt_save_config c = *config;
     dtype type = m->stored;
-    TRY(parse_dtype(m->cx, c->dtype, &type));
-    TRY(save_config(s, m, type));
-    TRY(save_tokenizer(s, c->tokenizer ? c->tokenizer : m->dir));
-    TRY(save_generation_config(s, m));
-    return save_weights(s, m, type, c->shard_bytes);
+    TRY(parse_dtype(m->cx, c.dtype, &type));
+    if (!c.tokenizer) c.tokenizer = m->dir;
+    return save_files(s, m, &c, type, fetch_param, (void *)(uintptr_t)m);
 }
 
 nxt_save_config nxt_save_config_default(void) {
@@ -8359,17 +8442,16 @@ nxt_status nxt_model_save(const nxt_model *m, const char *dir, const nxt_save_co
     const nxt_save_config c = config ? *config : nxt_save_config_default();
     save s;
     TRY(save_begin_into(m->cx, dir, &s));
-    nxt_status status = save_model_files(&s, m, &c);
-    if (status == NXT_OK) return save_commit(&s);
-    save_abort(&s);
-    return status;
+    return save_end(&s, save_model_files(&s, m, &c));
 }
 
 /* -- New models ------------------------------------------------------------------------ */
 
 /* Hugging Face's initialisation, element by element: N(0, initializer_range) for matrices,
- * ones for norms, zeros for biases. A function of seed, parameter and place, so the values
- * do not depend on how they are cut into pieces. */
+ * ones for norms, zeros for biases. Small random matrices keep every layer's output near its
+ * input at first, and no two rows of a matrix alike: equal rows would get equal gradients
+ * and stay equal. A function of seed, parameter and place, so the values do not depend on
+ * how they are cut into pieces. */
 typedef struct init_source {
     nxt_model *m;
     u64 seed;
@@ -8386,50 +8468,30 @@ static nxt_status fetch_init(void *user, const tensor_plan *t, i64 at, i64 n, fl
     return NXT_OK;
 }
 
-/* The directory of a new model: as save_model_files, with drawn weights. */
-static nxt_status init_files(save *s, nxt_model *m, const char *tokenizer, dtype type,
-                             u64 seed) {
-    init_source source = {m, seed};
-    tensor_plan *plans;
-    TRY(save_config(s, m, type));
-    TRY(save_tokenizer(s, tokenizer));
-    TRY(save_generation_config(s, m));
-    TRY(mem_get(m->cx, &plans, m->param_count, sizeof *plans));
-    for (i64 i = 0; i < m->param_count; i++)
-        plans[i] = plan_tensor(m->params[i].name, type, &m->params[i].w, &m->params[i]);
-    nxt_status status =
-        safetensors_write(s, "model.safetensors",
-                          &(tensor_set){.plans = plans,
-                                        .count = m->param_count,
-                                        .shard_bytes = nxt_save_config_default().shard_bytes,
-                                        .fetch = fetch_init,
-                                        .user = &source});
-    mem_drop(m->cx, plans);
-    return status;
-}
-
+/* The model exists as shapes only; its values go from fetch_init to the file. */
 nxt_status nxt_model_init(nxt_context *cx, const char *config_file, const char *tokenizer,
                           const char *dir, const char *dtype_wanted, u64 seed) {
+    nxt_save_config c = nxt_save_config_default();
     nxt_model *m;
     save s = {.cx = cx};
     dtype type = F32;
     nxt_status status;
     TRY(mem_zero(cx, &m, 1, sizeof *m));
     m->cx = m->arena.cx = m->files.cx = cx;
+    c.tokenizer = tokenizer;
     TRY_GOTO(done, read_config(m, config_file));
     TRY_GOTO(done, parse_dtype(cx, json_text(m->config, "torch_dtype",
                                              json_text(m->config, "dtype", NULL)), &type));
     TRY_GOTO(done, parse_dtype(cx, dtype_wanted, &type));
     TRY_GOTO(done, save_begin_into(cx, dir, &s));
-    status = init_files(&s, m, tokenizer, type, seed);
-    if (status == NXT_OK) status = save_commit(&s);
-    else save_abort(&s);
+    status = save_end(&s, save_files(&s, m, &c, type, fetch_init, &(init_source){m, seed}));
 done:
     nxt_model_destroy(m);
     return status;
 }
 
 /* -- What a model is ------------------------------------------------------------------- */
+
 void nxt_model_describe(const nxt_model *m, nxt_model_info *info) {
     static const char *const acts[] = {[NXT_GELU] = "gelu", [NXT_GELU_TANH] = "gelu_new",
                                        [NXT_GELU_FAST] = "gelu_fast", [NXT_RELU] = "relu",
@@ -8449,14 +8511,12 @@ i64 nxt_param_count(const nxt_model *m) { return m->param_count; }
 
 void nxt_param_describe(const nxt_model *m, i64 i, nxt_param_info *info) {
     const param *p = &m->params[i];
-    *info = (nxt_param_info){.name = p->name,
-                             .rows = p->w.rows,
-                             .cols = p->w.cols,
+    *info = (nxt_param_info){.name = p->name, .rows = p->w.rows, .cols = p->w.cols,
                              .dtype = dtype_name[p->stored.type],
                              .trainable = p->grad.p != NULL};
 }
 
-/* Elements [at, at + n) of parameter i exist. */
+/* Whether parameter i has elements [at, at + n). */
 static nxt_status check_range(const nxt_model *m, i64 i, i64 at, i64 n) {
     if (i >= 0 && i < m->param_count && at >= 0 && n >= 0
         && at + n <= m->params[i].w.rows * m->params[i].w.cols)
@@ -8479,7 +8539,9 @@ nxt_status nxt_grad_read(const nxt_model *m, i64 i, i64 at, i64 n, float *out) {
     return NXT_OK;
 }
 
-/* The sum of what §14 and §15 will ask for, from the same functions. */
+/* The sum of what §14 and §15 will ask for, from the same functions. Training holds four
+ * numbers of 4 bytes a parameter: master, gradient, and Adam's two moments. Vectors are f32
+ * copies in any case, because norms and biases are read as such. */
 void nxt_model_memory(const nxt_model *m, i64 rows, int train, nxt_memory_plan *plan) {
     nxt_model_info info;
     i64 vectors = 0;
@@ -8499,14 +8561,19 @@ void nxt_model_memory(const nxt_model *m, i64 rows, int train, nxt_memory_plan *
  * § 20  The optimizer and the trainer
  *
  * One step: zero the gradients; for every micro-batch, forward and backward; then one pass
- * over the parameters. Backward accumulates the gradient of the SUMMED loss, so dividing
- * by the trained tokens of the whole step happens once, in the optimizer's scale. That
- * makes the step exact for every split into micro-batches (the mean of means, which most
- * trainers once computed, is not) and for a host that adds up gradients of many workers.
+ * over the parameters. With S the sum of the losses of all n trained tokens of the step, and
+ * S = S1 + S2 + ... over its micro-batches,
+ *
+ *     loss = S / n        gradient = dS/dw / n = (dS1/dw + dS2/dw + ...) / n
+ *
+ * so backward accumulates the gradient of the SUMMED loss, and dividing by n happens once,
+ * in the optimizer's scale. That makes the step exact for every split into micro-batches
+ * (the mean of means, which most trainers once computed, weighs a token by how few its
+ * micro-batch had) and for a host that adds up gradients of many workers.
  *
  * Nothing here depends on what was drawn before: the order of an epoch is a keyed
- * permutation, so {step, masters, moments} is the whole state, and a resumed run gives the
- * bits of an uninterrupted one.
+ * permutation, a function of (seed, epoch), so {step, masters, moments} is the whole state,
+ * and a resumed run gives the bits of an uninterrupted one.
  */
 struct nxt_trainer {
     nxt_context *cx;
@@ -8514,8 +8581,7 @@ struct nxt_trainer {
     const nxt_dataset *data;
     nxt_train_config c;
     float *moments;          /* (2, elements): m, then v */
-    pass_memory memory;
-    batch host;
+    pass_room room;          /* for the largest micro-batch */
     i64 step, total_steps, steps_per_epoch;
     i64 skipped;             /* in all */
     i64 num_tokens;          /* seen in all steps so far */
@@ -8528,8 +8594,17 @@ nxt_train_config nxt_train_config_default(void) {
         .gradient_accumulation_steps = 1, .shuffle = 1, .seed = 42};
 }
 
-/* The learning rate of update k (from 0), as Hugging Face's get_scheduler has it: warm-up
- * is k / warmup, so the first update of a run with warm-up has rate 0. */
+/* The factor of update k (from 0) of T, after W of warm-up, as Hugging Face's get_scheduler
+ * has it. With s = (k - W) / (T - W), the share of the rest that is done:
+ *
+ *     k < W                   k / W           so the first update of a warm-up has rate 0
+ *     linear                  1 - s
+ *     cosine                  (1 + cos(pi s)) / 2                  [Loshchilov17]
+ *     constant_with_warmup    1
+ *     constant                1, also before W
+ *
+ * Warm-up, because Adam's moments are first estimates from few gradients and its step does
+ * not shrink with them; decay, because near a minimum a constant step only circles it. */
 static double schedule_factor(const nxt_train_config *c, i64 k, i64 warmup, i64 total) {
     if (c->schedule == NXT_SCHEDULE_CONSTANT) return 1;
     if (k < warmup) return (double)k / (double)max64(1, warmup);
@@ -8553,12 +8628,19 @@ static double learning_rate(const nxt_trainer *t, i64 k) {
 /* -- Which examples -------------------------------------------------------------------- */
 
 /* An epoch has ceil(examples / batch) micro-batches and ceil(of those / accumulation)
- * steps; the last one may be short (the rule of Hugging Face's Trainer from 4.46 on). */
+ * steps; the last one may be short (the rule of Hugging Face's Trainer from 4.46 on). With 10
+ * examples, a batch of 2 and 2 micro-batches a step:
+ *
+ *     step      0         1         2
+ *     examples  0 1 2 3   4 5 6 7   8 9       places in the epoch's order, not in the file
+ */
 static i64 examples_per_step(const nxt_train_config *c) {
     return c->batch_size * c->gradient_accumulation_steps;
 }
 
-/* The example that stands at place `at` of an epoch's order. */
+/* The example that stands at place `at` of an epoch's order. The key of the permutation is a
+ * number drawn for (seed, FOR_SHUFFLE, epoch): every epoch has another order, and which one
+ * can be told without having lived through the epochs before it. */
 static i64 example_at(const nxt_trainer *t, i64 epoch, i64 at) {
     if (!t->c.shuffle) return at;
     u64 n = (u64)t->data->info.examples;
@@ -8566,15 +8648,11 @@ static i64 example_at(const nxt_trainer *t, i64 epoch, i64 at) {
 }
 
 /* -- Creating -------------------------------------------------------------------------- */
+
 void nxt_trainer_destroy(nxt_trainer *t) {
     if (!t) return;
     nxt_context *cx = t->cx;
-    pass_memory_free(&t->memory);
-    batch_free(cx, &t->host);
-    for (i64 i = 0; i < t->m->param_count; i++) { /* unless a later trainer brought its own */
-        param *p = &t->m->params[i];
-        if (p->m >= t->moments && p->m < t->moments + t->m->elements) p->m = p->v = NULL;
-    }
+    room_free(&t->room);
     if (t->moments) cx->ops->release(cx->device, t->moments);
     mem_drop(cx, t);
 }
@@ -8583,7 +8661,8 @@ void nxt_trainer_destroy(nxt_trainer *t) {
 static nxt_status check_train_config(nxt_context *cx, const nxt_train_config *c) {
     enum { MOST = 1 << 30 };
     const struct { const char *name; bool bad; } rules[] = {
-        {"learning rate must be at least 0", !(c->learning_rate >= 0 && c->learning_rate < 1e30)},
+        {"learning rate must be at least 0",
+         !(c->learning_rate >= 0 && c->learning_rate < 1e30)},
         {"weight decay must be at least 0", !(c->weight_decay >= 0 && c->weight_decay < 1e30)},
         {"the gradient's norm is clipped to a number", !isfinite(c->max_grad_norm)},
         {"Adam's betas must be in [0, 1)", !(c->adam_beta1 >= 0 && c->adam_beta1 < 1
@@ -8606,15 +8685,9 @@ static i64 batch_rows(const nxt_dataset *d, i64 batch_size) {
     return min64(batch_size, d->info.examples) * d->info.longest;
 }
 
-/* Each parameter's share of the two long arrays. */
-static void give_moments(nxt_trainer *t) {
-    float *m = t->moments, *v = t->moments + t->m->elements;
-    for (i64 i = 0; i < t->m->param_count; i++) {
-        param *p = &t->m->params[i];
-        p->m = m, p->v = v;
-        m += p->w.rows * p->w.cols;
-        v += p->w.rows * p->w.cols;
-    }
+/* Moment 0 or 1, m or v, of a trained parameter: both arrays are laid out as the gradients. */
+static float *moment(const nxt_trainer *t, const param *p, i64 which) {
+    return t->moments + which * t->m->elements + ((const float *)p->grad.p - t->m->grads);
 }
 
 /* All memory of a run is taken here, sized for the largest micro-batch that can occur, so
@@ -8632,14 +8705,11 @@ static nxt_status trainer_prepare(nxt_trainer *t) {
     t->moments = cx->ops->alloc(cx->device, (size_t)elements * 2 * sizeof(float));
     if (!t->moments) return NXT_MEMORY;
     cx->ops->fill(cx->device, matrix(t->moments, 2, elements), 0);
-    give_moments(t);
-    TRY(pass_memory_get(t->m, rows, true, &t->memory));
-    TRY(batch_get(cx, &t->host, rows));
+    TRY(room_get(t->m, rows, true, &t->room));
     t->steps_per_epoch = ceil_div(ceil_div(t->data->info.examples, t->c.batch_size),
                                   t->c.gradient_accumulation_steps);
-    const double steps = t->c.max_steps > 0 ? (double)t->c.max_steps
-                                            : ceil(t->c.num_train_epochs
-                                                   * (double)t->steps_per_epoch);
+    const double wanted = ceil(t->c.num_train_epochs * (double)t->steps_per_epoch);
+    const double steps = t->c.max_steps > 0 ? (double)t->c.max_steps : wanted;
     if (!(steps <= 1e12)) return fail(cx, NXT_ARGUMENT, "%g steps will never end", steps);
     t->total_steps = (i64)steps;
     return NXT_OK;
@@ -8663,24 +8733,38 @@ i64 nxt_trainer_total_steps(const nxt_trainer *t) { return t->total_steps; }
 i64 nxt_trainer_steps_per_epoch(const nxt_trainer *t) { return t->steps_per_epoch; }
 
 /* -- One step -------------------------------------------------------------------------- */
+
 typedef struct step_sums {
     double loss, trained, tokens, squares; /* all_reduce sees the first three */
 } step_sums;
 
-/* Forward and backward of one micro-batch: examples [at, end) of an epoch's order. */
-static void micro_batch(nxt_trainer *t, i64 epoch, i64 at, i64 end, step_sums *sums) {
+typedef struct pass_result {
+    double loss; /* the sum over trained tokens */
+    i64 trained;
+} pass_result;
+
+/* The loss of the sequences in the room's batch; their gradients are added when its memory
+ * keeps what backward reads. */
+static pass_result run_batch(pass_room *r) {
     pass p;
-    t->host.n = 0;
-    for (i64 i = at; i < end; i++)
-        batch_add_example(&t->host, t->data, example_at(t, epoch, i));
-    pass_begin(&p, &t->memory, &t->host, NULL);
-    sums->tokens += (double)p.n;
-    if (!p.trained) return; /* nothing to learn from: no gradient either */
+    pass_begin(&p, &r->memory, &r->host, NULL);
+    if (!p.trained) return (pass_result){0}; /* nothing to learn from: no gradient either */
     forward(&p);
     head_norm(&p);
-    backward(&p);
-    sums->loss += batch_loss(&p, &t->memory);
-    sums->trained += (double)p.trained;
+    if (r->memory.keep) backward(&p);
+    else head_loss(&p, false);
+    return (pass_result){batch_loss(&p, &r->memory), p.trained};
+}
+
+/* Forward and backward of one micro-batch: examples [at, end) of an epoch's order. */
+static void micro_batch(nxt_trainer *t, i64 epoch, i64 at, i64 end, step_sums *sums) {
+    batch *b = &t->room.host;
+    b->n = 0;
+    for (i64 i = at; i < end; i++) batch_add_example(b, t->data, example_at(t, epoch, i));
+    const pass_result r = run_batch(&t->room);
+    sums->tokens += (double)b->n;
+    sums->loss += r.loss;
+    sums->trained += (double)r.trained;
 }
 
 /* Gradients are one array: one sweep clears them. */
@@ -8690,12 +8774,13 @@ static nxt_status grad_zero(nxt_model *m) {
     return ops->sync(m->cx->device);
 }
 
-/* The global norm: squares of each parameter, added up in the order of the list. */
+/* The global norm: one length of the gradient of all parameters together, as if they were one
+ * long vector. Squares of each parameter in turn, added up in the order of the list, in
+ * double (I7). */
 static double gradient_squares(const nxt_model *m) {
     double sum = 0;
     for (i64 i = 0; i < m->param_count; i++)
-        if (m->params[i].grad.p)
-            m->cx->ops->sumsq(m->cx->device, &sum, m->params[i].grad);
+        if (m->params[i].grad.p) m->cx->ops->sumsq(m->cx->device, &sum, m->params[i].grad);
     return sum;
 }
 
@@ -8712,7 +8797,11 @@ static void reduce_over_workers(nxt_trainer *t, step_sums *sums) {
     sums->loss = counts[0], sums->trained = counts[1], sums->tokens = counts[2];
 }
 
-/* AdamW on every trainable parameter. `scale` makes the mean over tokens and clips. */
+/* AdamW [Loshchilov19] on every trainable parameter; §6 has the formula. `scale` makes the
+ * mean over tokens and clips. The moments start at zero and would be too small at first by
+ * 1 - beta^t after t updates: the corrections undo that, so t counts updates, and steps that
+ * were skipped are none. Matrices decay, vectors do not: shrinking a bias or the gain of a
+ * norm limits nothing that could grow out of hand. */
 static void update(nxt_trainer *t, double lr, double scale) {
     const nxt_train_config *c = &t->c;
     const double updates = (double)(t->step - t->skipped + 1);
@@ -8720,15 +8809,17 @@ static void update(nxt_trainer *t, double lr, double scale) {
         const param *p = &t->m->params[i];
         if (!p->grad.p) continue;
         t->cx->ops->adamw(t->cx->device, &(nxt_adamw){
-            .w = p->w.p, .g = p->grad.p, .m = p->m, .v = p->v, .n = p->w.rows * p->w.cols,
-            .scale = (float)scale, .lr = (float)lr, .beta1 = (float)c->adam_beta1,
-            .beta2 = (float)c->adam_beta2, .eps = (float)c->adam_epsilon,
-            .decay = p->decay ? (float)c->weight_decay : 0,
+            .w = p->w.p, .g = p->grad.p, .m = moment(t, p, 0), .v = moment(t, p, 1),
+            .n = p->w.rows * p->w.cols, .scale = (float)scale, .lr = (float)lr,
+            .beta1 = (float)c->adam_beta1, .beta2 = (float)c->adam_beta2,
+            .eps = (float)c->adam_epsilon, .decay = p->decay ? (float)c->weight_decay : 0,
             .correction1 = (float)(1 - pow(c->adam_beta1, updates)),
             .correction2 = (float)(1 - pow(c->adam_beta2, updates))});
     }
 }
-/* Accumulates the step's gradients. The step's place in its epoch says which examples. */
+/* Accumulates the step's gradients. The step's place in its epoch says which examples, so a
+ * resumed trainer begins at the right one without any counting. An epoch's last micro-batch
+ * and last step may be smaller than the others; no example is left out or seen twice. */
 static nxt_status accumulate(nxt_trainer *t, step_sums *sums) {
     const i64 n = t->data->info.examples, per_step = examples_per_step(&t->c);
     const i64 epoch = t->step / t->steps_per_epoch;
@@ -8760,7 +8851,8 @@ nxt_status nxt_trainer_step(nxt_trainer *t, nxt_step_info *info) {
                     "step %" PRId64 ": the %s is not finite (%" PRId64 " steps were skipped "
                     "before); a lower learning rate may help", t->step + 1,
                     isfinite(sums.loss) ? "gradient" : "loss", t->skipped);
-    double clip = t->c.max_grad_norm > 0 ? t->c.max_grad_norm / (grad_norm + 1e-6) : 1;
+    const double longest = t->c.max_grad_norm; /* 1e-6 is PyTorch's: clip_grad_norm_ */
+    const double clip = longest > 0 ? longest / (grad_norm + 1e-6) : 1;
     if (finite) update(t, lr, mean * fmin(1, clip));
     else t->skipped++;
     TRY(t->cx->ops->sync(t->cx->device));
@@ -8776,47 +8868,27 @@ nxt_status nxt_trainer_step(nxt_trainer *t, nxt_step_info *info) {
 }
 
 /* -- One pass for hosts; evaluation ---------------------------------------------------- */
-/* Evaluation is the forward half of a step. Its loss is the mean over all trained tokens of
- * the data, so it does not depend on how they are cut into batches (a mean of the batches'
- * means, which is what transformers reports, does). */
-typedef struct pass_result {
-    double loss;
-    i64 trained;
-} pass_result;
 
-/* Loss of the sequences in b, gradients added when the memory keeps for backward. */
-static pass_result run_batch(pass_memory *pm, const batch *b) {
-    pass p;
-    pass_begin(&p, pm, b, NULL);
-    if (!p.trained) return (pass_result){0};
-    forward(&p);
-    head_norm(&p);
-    if (pm->keep) backward(&p);
-    else head_loss(&p, false);
-    return (pass_result){batch_loss(&p, pm), p.trained};
+/* Examples [at, end) of a dataset as one batch. */
+static pass_result run_examples(pass_room *room, const nxt_dataset *d, i64 at, i64 end) {
+    room->host.n = 0;
+    for (i64 i = at; i < end; i++) batch_add_example(&room->host, d, i);
+    return run_batch(room);
 }
 
 static nxt_status pass_over(nxt_model *m, const nxt_dataset *d, i64 at, i64 n, bool train,
                             double *loss) {
-    pass_memory pm;
-    batch b;
-    i64 rows = 0;
+    pass_room room;
     if (at < 0 || n < 1 || at + n > d->info.examples)
         return fail(m->cx, NXT_ARGUMENT, "examples %" PRId64 " to %" PRId64 " of %" PRId64, at,
                     at + n, d->info.examples);
     TRY(check_dataset(m, d));
     if (train) TRY(model_make_trainable(m));
-    rows = d->offset[at + n] - d->offset[at];
-    TRY(pass_memory_get(m, rows, train, &pm));
-    nxt_status status = batch_get(m->cx, &b, rows);
-    if (status == NXT_OK) {
-        for (i64 i = at; i < at + n; i++) batch_add_example(&b, d, i);
-        pass_result r = run_batch(&pm, &b);
-        *loss = r.trained ? r.loss / (double)r.trained : 0;
-        status = m->cx->ops->sync(m->cx->device);
-        batch_free(m->cx, &b);
-    }
-    pass_memory_free(&pm);
+    TRY(room_get(m, d->offset[at + n] - d->offset[at], train, &room));
+    const pass_result r = run_examples(&room, d, at, at + n);
+    *loss = r.trained ? r.loss / (double)r.trained : 0;
+    nxt_status status = m->cx->ops->sync(m->cx->device);
+    room_free(&room);
     return status;
 }
 
@@ -8830,84 +8902,74 @@ nxt_status nxt_backward(nxt_model *m, const nxt_dataset *d, i64 at, i64 n, doubl
 
 nxt_status nxt_grad_zero(nxt_model *m) { return grad_zero(m); }
 
-/* Batches only bound the memory: the sum runs over all tokens in order. */
+/* The forward half of a step. The loss is the mean over all trained tokens of the data, so it
+ * does not depend on how they are cut into batches, which only bound the memory (a mean of
+ * the batches' means, which is what transformers reports, does depend on it). Perplexity is
+ * its exponential: a model of perplexity 8 is as unsure, on average, as one that must guess
+ * among 8 tokens that are equally likely. */
 nxt_status nxt_evaluate(nxt_model *m, const nxt_dataset *d, i64 batch_size,
                         nxt_eval_info *info) {
     const double start = seconds_now();
-    pass_memory pm;
-    batch b = {0};
+    const i64 examples = d->info.examples;
+    pass_room room;
     double loss = 0;
-    *info = (nxt_eval_info){.examples = d->info.examples};
-    if (batch_size < 1 || !d->info.examples)
+    nxt_status status = NXT_OK;
+    *info = (nxt_eval_info){.examples = examples};
+    if (batch_size < 1 || !examples)
         return fail(m->cx, NXT_ARGUMENT, "evaluation needs examples and a batch size");
     TRY(check_dataset(m, d));
-    TRY(pass_memory_get(m, batch_rows(d, batch_size), false, &pm));
-    nxt_status status = batch_get(m->cx, &b, pm.rows);
-    for (i64 at = 0; status == NXT_OK && at < d->info.examples; at += batch_size) {
-        b.n = 0;
-        for (i64 i = at; i < min64(d->info.examples, at + batch_size); i++)
-            batch_add_example(&b, d, i);
-        pass_result r = run_batch(&pm, &b);
+    TRY(room_get(m, batch_rows(d, batch_size), false, &room));
+    for (i64 at = 0; status == NXT_OK && at < examples; at += batch_size) {
+        const pass_result r = run_examples(&room, d, at, min64(examples, at + batch_size));
         loss += r.loss, info->tokens += r.trained;
         status = check_cancel(m->cx);
     }
-    batch_free(m->cx, &b);
-    pass_memory_free(&pm);
+    room_free(&room);
     if (status == NXT_OK && !info->tokens)
-        status = fail(m->cx, NXT_ARGUMENT,
-                      "no token of the data is predicted: texts of one token, "
-                      "or completions that were cut away");
+        status = fail(m->cx, NXT_ARGUMENT, "no token of the data is predicted: texts of one "
+                      "token, or completions that were cut away");
     info->loss = info->tokens ? loss / (double)info->tokens : 0;
     info->perplexity = exp(info->loss);
     info->seconds = seconds_now() - start;
     return status;
 }
 
-/* One text: its tokens, all predicted, behind a start token unless bos < 0. */
-static nxt_status perplexity_of(pass_memory *pm, batch *b, const nxt_dataset *d, i64 i, i32 bos,
-                                double *out) {
-    const i64 at = d->offset[i], n = d->offset[i + 1] - at;
-    b->n = 0;
-    if (bos >= 0) {
-        i32 *ids;
-        TRY(mem_get(pm->m->cx, &ids, n + 1, sizeof *ids));
-        ids[0] = bos;
-        if (n) memcpy(ids + 1, d->ids + at, (size_t)n * sizeof *ids);
-        batch_add(b, ids, NULL, n + 1);
-        mem_drop(pm->m->cx, ids);
-    } else {
-        batch_add(b, d->ids + at, NULL, n);
-    }
-    pass_result r = run_batch(pm, b);
-    *out = r.trained ? exp(r.loss / (double)r.trained) : NAN;
-    return check_cancel(pm->m->cx);
-}
-
-/* exp(mean loss) per text. Their plain mean, which `evaluate` reports, weighs a short text
- * as much as a long one; it is not the exponential of the mean loss. */
+/* exp(mean loss) per text: all its tokens are predicted, the first behind a start token
+ * unless bos < 0. Their plain mean, which `evaluate` reports, weighs a short text as much as
+ * a long one; it is not the exponential of the mean loss. One text at a time: long ones need
+ * the memory anyway. */
 nxt_status nxt_perplexities(nxt_model *m, const nxt_dataset *d, i64 batch_size, i32 bos,
                             double *perplexity) {
-    pass_memory pm;
-    batch b = {0};
-    (void)batch_size; /* texts are scored one by one: long ones need the memory anyway */
-    if (d->info.longest + (bos >= 0) > m->s.T)
-        return fail(m->cx, NXT_ARGUMENT,
-                    "a text of %" PRId64 " tokens%s does not fit the model's "
-                    "%" PRId64 " positions",
-                    d->info.longest, bos >= 0 ? " and a start token" : "", m->s.T);
+    const i64 start = bos >= 0;
+    pass_room room = {0};
+    i32 *ids = NULL; /* the start token, then a text */
+    nxt_status status;
+    (void)batch_size;
+    if (d->info.longest + start > m->s.T)
+        return fail(m->cx, NXT_ARGUMENT, "a text of %" PRId64 " tokens%s does not fit the "
+                    "model's %" PRId64 " positions", d->info.longest,
+                    start ? " and a start token" : "", m->s.T);
     TRY(check_dataset(m, d));
-    TRY(pass_memory_get(m, d->info.longest + 1, false, &pm));
-    nxt_status status = batch_get(m->cx, &b, pm.rows);
-    for (i64 i = 0; status == NXT_OK && i < d->info.examples; i++)
-        status = perplexity_of(&pm, &b, d, i, bos, &perplexity[i]);
-    batch_free(m->cx, &b);
-    pass_memory_free(&pm);
+    TRY(mem_get(m->cx, &ids, d->info.longest + 1, sizeof *ids));
+    TRY_GOTO(done, room_get(m, d->info.longest + 1, false, &room));
+    ids[0] = bos;
+    for (i64 i = 0; status == NXT_OK && i < d->info.examples; i++) {
+        const i64 at = d->offset[i], n = d->offset[i + 1] - at;
+        if (n) memcpy(ids + start, d->ids + at, (size_t)n * sizeof *ids);
+        room.host.n = 0;
+        batch_add(&room.host, ids, NULL, start + n);
+        const pass_result r = run_batch(&room);
+        perplexity[i] = r.trained ? exp(r.loss / (double)r.trained) : NAN;
+        status = check_cancel(m->cx);
+    }
+done:
+    room_free(&room);
+    mem_drop(m->cx, ids);
     return status;
 }
 
 nxt_status nxt_logits(nxt_model *m, const i32 *ids, i64 n, float *logits) {
-    pass_memory pm;
-    batch b;
+    pass_room room;
     pass p;
     if (n < 1 || n > m->s.T)
         return fail(m->cx, NXT_ARGUMENT, "%" PRId64 " tokens; the model has %" PRId64
@@ -8915,19 +8977,15 @@ nxt_status nxt_logits(nxt_model *m, const i32 *ids, i64 n, float *logits) {
     for (i64 i = 0; i < n; i++)
         if (ids[i] < 0 || ids[i] >= m->s.V)
             return fail(m->cx, NXT_ARGUMENT, "token %d is beyond the vocabulary", ids[i]);
-    TRY(pass_memory_get(m, n, false, &pm));
-    nxt_status status = batch_get(m->cx, &b, n);
-    if (status == NXT_OK) {
-        batch_add(&b, ids, NULL, n);
-        for (i64 i = 0; i < n; i++) b.label[i] = 0; /* every row's logits are wanted */
-        pass_begin(&p, &pm, &b, NULL);
-        forward(&p);
-        head_norm(&p);
-        head_logits(&p, logits);
-        batch_free(m->cx, &b);
-    }
-    pass_memory_free(&pm);
-    return status;
+    TRY(room_get(m, n, false, &room));
+    batch_add(&room.host, ids, NULL, n);
+    for (i64 i = 0; i < n; i++) room.host.label[i] = 0; /* every row's logits are wanted */
+    pass_begin(&p, &room.memory, &room.host, NULL);
+    forward(&p);
+    head_norm(&p);
+    head_logits(&p, logits);
+    room_free(&room);
+    return NXT_OK;
 }
 
 /* ============================================================================
@@ -8943,8 +9001,7 @@ struct nxt_session {
     nxt_context *cx;
     nxt_model *m;
     kv_cache cache;
-    pass_memory memory;
-    batch host;
+    pass_room room;
     i64 capacity;    /* tokens of a sequence */
     int sequences;
     i64 *length;     /* (sequences) tokens read so far */
@@ -8956,24 +9013,28 @@ void nxt_session_destroy(nxt_session *s) {
     if (!s) return;
     nxt_context *cx = s->cx;
     if (s->cache.k) cx->ops->release(cx->device, s->cache.k);
-    pass_memory_free(&s->memory);
-    batch_free(cx, &s->host);
+    room_free(&s->room);
     mem_drop(cx, s->length);
     mem_drop(cx, s);
 }
 
 /* The cache is laid out as L slabs of keys, then L slabs of values; within a slab sequence i
- * owns rows [i capacity, (i + 1) capacity). Pages that no token has reached cost nothing. */
+ * owns rows [i capacity, (i + 1) capacity). Pages that no token has reached cost nothing.
+ *
+ *     layer 0 keys   | sequence 0: k0 k1 k2 . . . . | sequence 1: k0 k1 . . . . . |
+ *     layer 1 keys   | ...
+ *     layer 0 values | ...
+ */
 static nxt_status session_prepare(nxt_session *s) {
     const i64 rows = max64(s->sequences, min64(FEED_ROWS, s->capacity));
     const i64 cached = s->m->s.L * s->cache.rows * s->m->s.C;
     TRY(mem_zero(s->cx, &s->length, s->sequences, sizeof *s->length));
-    TRY(batch_get(s->cx, &s->host, rows));
-    s->host.slot = s->host.label + rows;
+    TRY(room_get(s->m, rows, false, &s->room));
+    s->room.host.slot = s->room.host.label + rows;
     s->cache.k = s->cx->ops->alloc(s->cx->device, (size_t)cached * 2 * sizeof(float));
     if (!s->cache.k) return NXT_MEMORY;
     s->cache.v = s->cache.k + cached;
-    return pass_memory_get(s->m, rows, false, &s->memory);
+    return NXT_OK;
 }
 
 nxt_status nxt_session_create(nxt_session **out, nxt_model *m, int sequences, i64 capacity) {
@@ -8982,14 +9043,12 @@ nxt_status nxt_session_create(nxt_session **out, nxt_model *m, int sequences, i6
     if (sequences < 1 || capacity < 1 || capacity > m->s.T)
         return fail(m->cx, NXT_ARGUMENT, "a session of %d sequences of %" PRId64 " tokens; the "
                     "model has %" PRId64 " positions", sequences, capacity, m->s.T);
+    if (capacity * sequences > INT32_MAX) /* rows are numbered by 32 bits */
+        return fail(m->cx, NXT_ARGUMENT, "a cache of %d x %" PRId64 " tokens is too large",
+                    sequences, capacity);
     TRY(mem_zero(m->cx, &s, 1, sizeof *s));
     s->cx = m->cx, s->m = m, s->capacity = capacity, s->sequences = sequences;
     s->cache.rows = capacity * sequences;
-    if (s->cache.rows > INT32_MAX) {
-        mem_drop(m->cx, s);
-        return fail(m->cx, NXT_ARGUMENT, "a cache of %d x %" PRId64 " tokens is too large",
-                    sequences, capacity);
-    }
     nxt_status status = session_prepare(s);
     if (status == NXT_OK) *out = s;
     else nxt_session_destroy(s);
@@ -9023,8 +9082,8 @@ static nxt_status check_feeds(const nxt_session *s, const nxt_feed *feeds, int c
 /* Takes up to the batch's room from a feed, from token `done` on. Its last token's row is
  * labelled when logits are wanted: a label is what makes the head look at a row. */
 static i64 take_feed(nxt_session *s, const nxt_feed *x, i64 done, bool logits) {
-    batch *b = &s->host;
-    const i64 take = min64(x->n - done, s->memory.rows - b->n);
+    batch *b = &s->room.host;
+    const i64 take = min64(x->n - done, s->room.memory.rows - b->n);
     const i64 slab = (i64)x->sequence * s->capacity;
     for (i64 i = done; i < done + take; i++) {
         const i64 row = b->n++, pos = s->length[x->sequence]++;
@@ -9046,12 +9105,12 @@ nxt_status nxt_session_feed(nxt_session *s, const nxt_feed *feeds, int count, fl
     for (int f = 0; f < count;) {
         const int from = f; /* the first feed that can end in this pass */
         pass p;
-        s->host.n = 0;
-        while (f < count && s->host.n < s->memory.rows) {
+        s->room.host.n = 0;
+        while (f < count && s->room.host.n < s->room.memory.rows) {
             done += take_feed(s, &feeds[f], done, logits != NULL);
             if (done == feeds[f].n) f++, done = 0;
         }
-        pass_begin(&p, &s->memory, &s->host, &s->cache);
+        pass_begin(&p, &s->room.memory, &s->room.host, &s->cache);
         forward(&p);
         if (p.trained) {
             head_norm(&p);
@@ -9068,14 +9127,20 @@ void nxt_session_rewind(nxt_session *s, int sequence, i64 n) {
     s->length[sequence] = min64(s->length[sequence], max64(0, n));
 }
 
-/* -- Sampling ------------------------------------------------------------------------------------
- * The logits are changed in the order Hugging Face applies its processors: repetition
- * penalty [Keskar19], temperature, top-k, top-p [Holtzman20]. */
+/* -- Sampling --------------------------------------------------------------------------
+ *
+ * The logits z are changed in the order Hugging Face applies its processors: repetition
+ * penalty [Keskar19], temperature, top-k, top-p [Holtzman20]. Then one number u, uniform in
+ * [0, 1), picks the token: the first one, in a fixed order, at which the running sum of
+ * exp(z - max z) exceeds u times the whole sum. u is a function of (seed, stream, tokens so
+ * far): what one sequence draws depends neither on its neighbours in a batch nor on whether
+ * the same text was read in one pass or in many. */
 nxt_sample_config nxt_sample_config_default(void) {
     return (nxt_sample_config){.top_p = 1, .repetition_penalty = 1};
 }
 
-/* Every token seen, once, however often it was: positive logits shrink, negative ones grow. */
+/* Every token seen, once, however often it was: positive logits are divided by the penalty,
+ * negative ones multiplied, so that both become less likely. */
 static void penalise(float *z, i64 V, double penalty, const i32 *seen, i64 n, u8 *marked) {
     for (i64 i = 0; i < n; i++) {
         i32 id = seen[i];
@@ -9085,8 +9150,10 @@ static void penalise(float *z, i64 V, double penalty, const i32 *seen, i64 n, u8
     }
 }
 
-/* A max-heap of ids by logit: the few best of a large vocabulary without sorting it. Equal
- * logits go by id, so that the choice is the same everywhere. */
+/* A max-heap of ids by logit: the best of V tokens is heap[0], and the children of place i, at
+ * 2 i + 1 and 2 i + 2, rank after it. Making one costs O(V), taking the best O(log V): the few
+ * best of a large vocabulary without sorting it. Equal logits go by id, so that the choice is
+ * the same everywhere. */
 static bool ranks_before(const float *z, i32 a, i32 b) {
     return z[a] > z[b] || (z[a] == z[b] && a < b);
 }
@@ -9101,8 +9168,16 @@ static void sift_down(const float *z, i32 *heap, i64 n, i64 i) {
     }
 }
 
-/* Draws from softmax(z) cut to the top_k best and to the smallest set of mass top_p.
- * weights sum to `total` over the whole vocabulary. */
+/* Draws from softmax(z) cut to the top_k best and to the smallest set of mass top_p. Weights
+ * e = exp(z - largest) sum to `total` over the whole vocabulary. In three steps:
+ *
+ *     rank    tokens leave the heap in falling order until there are top_k of them, or,
+ *             without top_k, until their mass reaches top_p of the total
+ *     cut     of these the first stay whose mass, before the last was added, was below
+ *             top_p of what top-k left: the token that crosses the border is kept, so there
+ *             is always one
+ *     draw    u times the mass that stayed falls into one token's share of it
+ */
 static i32 draw_best(const float *z, i64 V, const nxt_sample_config *c, double largest,
                      double total, double u, i32 *heap) {
     i64 n = V, kept = 0;
@@ -9151,7 +9226,8 @@ static nxt_status check_sample_config(nxt_context *cx, const nxt_sample_config *
                 "repetition penalty > 0 are wanted");
 }
 
-/* Greedy is the limit of temperature 0, and the only choice without a random number. */
+/* Probabilities are softmax(z / temperature): below 1 likely tokens gain, above 1 unlikely
+ * ones. Greedy is the limit of temperature 0, and the only choice without a random number. */
 nxt_status nxt_sample(nxt_context *cx, float *z, i64 V, const nxt_sample_config *c, u64 stream,
                       const i32 *seen, i64 n, i32 *chosen) {
     i32 *heap; /* also the marks of the penalty: V / 8 bytes of it */
@@ -9162,8 +9238,8 @@ nxt_status nxt_sample(nxt_context *cx, float *z, i64 V, const nxt_sample_config 
     for (i64 i = 1; i < V; i++)
         if (z[i] > z[best]) best = i;
     *chosen = (i32)best;
-    nxt_status status = isfinite(z[best])
-                            ? NXT_OK : fail(cx, NXT_DIVERGED, "the logits are not finite");
+    nxt_status status = NXT_OK;
+    if (!isfinite(z[best])) status = fail(cx, NXT_DIVERGED, "the logits are not finite");
     if (c->temperature > 0 && status == NXT_OK) {
         double total = 0;
         for (i64 i = 0; i < V; i++) z[i] = (float)(z[i] / c->temperature);
@@ -9178,6 +9254,7 @@ nxt_status nxt_sample(nxt_context *cx, float *z, i64 V, const nxt_sample_config 
 }
 
 /* -- Text out, and its score ----------------------------------------------------------- */
+
 /* A token may end inside a character; a terminal must not be given half of one. */
 size_t nxt_utf8_whole(const char *text, size_t n) {
     size_t back = 0; /* the last character may lack continuation bytes: at most three */
@@ -9191,23 +9268,22 @@ size_t nxt_utf8_whole(const char *text, size_t n) {
 /* SQuAD v1.1's normalisation [Rajpurkar16]: ASCII lower case, no ASCII punctuation, no
  * articles as whole words, single spaces. In place; n falls. */
 static void squad_normalise(buffer *b, const char *text) {
-    char letters[8];
-    i64 start = b->n, w = 0;
+    static const char *const articles[] = {"a", "an", "the"};
+    const i64 start = b->n;
+    i64 word = start; /* where the present word begins */
     for (const char *p = text;; p++) {
         const char c = (char)(*p >= 'A' && *p <= 'Z' ? *p + 32 : *p);
         const bool space = !c || c == ' ' || (c >= 9 && c <= 13);
-        if (!space && c > 0 && strchr("!\"#$%&'()*+,-./:;<=>?@[\\]^_`{|}~", c)) continue;
         if (!space) {
-            if (w < (i64)sizeof letters) letters[w] = c;
-            w++;
-            buffer_add(b, &c, 1);
+            if (c < 0 || !strchr("!\"#$%&'()*+,-./:;<=>?@[\\]^_`{|}~", c)) buffer_add(b, &c, 1);
             continue;
         }
-        if ((w == 1 && !memcmp(letters, "a", 1)) || (w == 2 && !memcmp(letters, "an", 2))
-            || (w == 3 && !memcmp(letters, "the", 3)))
-            b->n -= w;
-        else if (w) buffer_add(b, " ", 1);
-        w = 0;
+        bool article = false;
+        for (i64 i = 0; i < COUNT(articles) && b->n > word; i++)
+            article |= !strcmp(b->p + word, articles[i]);
+        if (article) b->n = word;
+        else if (b->n > word) buffer_add(b, " ", 1);
+        word = b->n;
         if (!c) break;
     }
     if (b->n > start) b->n--; /* the last word's space */
@@ -9232,29 +9308,36 @@ nxt_status nxt_score_exact_match(nxt_context *cx, const char *prediction, const 
  *
  * A checkpoint is a directory that Hugging Face loads, plus optimizer.safetensors (the f32
  * masters and both moments: an f16 model file alone could not resume bit for bit) and
- * trainer_state.json. It is renamed into place whole; one that has its final name is
- * complete. A run drives a trainer: it logs, evaluates and saves when that is due.
+ * trainer_state.json. A run drives a trainer: it logs, evaluates and saves when that is due.
+ *
+ * What makes a resumed run the run that was never stopped, bit for bit:
+ *   - weights are f32 masters, stored as they are, and so are the moments;
+ *   - the order of examples and every random number are functions of the seed and the step;
+ *   - doubles in trainer_state.json have 17 digits, which come back as the same double;
+ *   - a fingerprint of data and options refuses a checkpoint of another run;
+ *   - metrics.jsonl is written again from the checkpoint: rows that a killed process wrote
+ *     after its last checkpoint belong to steps that will be done once more.
+ *
+ * A checkpoint is made in a temporary directory and renamed last, when all its files are on
+ * the disk (§11), so one that has its final name is complete, whenever the process was
+ * killed, and "last" needs no other test than the highest number.
  */
 
 /* -- The optimizer's state ------------------------------------------------------------- */
+
+/* Names are the parameter's with one of these in front; the last two are those of PyTorch's
+ * Adam. Gradients are not stored: a step begins by clearing them. */
 static const char *const state_prefix[] = {"master.", "exp_avg.", "exp_avg_sq."};
 
 /* The array that a prefix stands for. */
-static float *state_part(const param *p, int part) {
-    return part == 0 ? p->w.p : part == 1 ? p->m : p->v;
+static float *state_part(const nxt_trainer *t, const param *p, i64 part) {
+    return part == 0 ? p->w.p : moment(t, p, part - 1);
 }
-
-typedef struct state_source {
-    const param *p;
-    int part;
-} state_source;
 
 /* Masters and moments are on the device; they leave it a piece at a time. */
 static nxt_status fetch_state(void *user, const tensor_plan *t, i64 at, i64 n, float *out) {
-    const nxt_trainer *tr = user;
-    const state_source *s = t->source;
-    tr->cx->ops->download(tr->cx->device, out, state_part(s->p, s->part) + at,
-                          (size_t)n * sizeof *out);
+    const nxt_context *cx = user;
+    cx->ops->download(cx->device, out, (const float *)t->source + at, (size_t)n * sizeof *out);
     return NXT_OK;
 }
 
@@ -9263,57 +9346,59 @@ static nxt_status save_optimizer(save *s, nxt_trainer *t) {
     arena a = {.cx = t->cx};
     i64 n = 0;
     tensor_plan *plans = arena_get(&a, (size_t)t->m->param_count * 3 * sizeof *plans);
-    state_source *sources = arena_get(&a, (size_t)t->m->param_count * 3 * sizeof *sources);
     const char *step = arena_print(&a, "%" PRId64, t->step);
-    nxt_status status = plans && sources && step ? NXT_OK : NXT_MEMORY;
-    for (i64 i = 0; i < t->m->param_count && status == NXT_OK; i++)
-        for (int part = 0; part < 3; part++) {
-            const param *p = &t->m->params[i];
-            const char *name = arena_print(&a, "%s%s", state_prefix[part], p->name);
-            if (!p->grad.p) continue;
-            if (!name) status = NXT_MEMORY;
-            sources[n] = (state_source){p, part};
-            plans[n] = plan_tensor(name, F32, &p->w, &sources[n]);
-            n++;
-        }
+    nxt_status status = plans && step ? NXT_OK : NXT_MEMORY;
+    for (i64 i = 0; i < 3 * t->m->param_count && status == NXT_OK; i++) {
+        const param *p = &t->m->params[i / 3];
+        if (!p->grad.p) continue;
+        const char *name = arena_print(&a, "%s%s", state_prefix[i % 3], p->name);
+        plans[n++] = plan_tensor(name, F32, &p->w, state_part(t, p, i % 3));
+        if (!name) status = NXT_MEMORY;
+    }
     if (status == NXT_OK)
         status = safetensors_write(s, "optimizer.safetensors", &(tensor_set){
-            .plans = plans, .count = n, .fetch = fetch_state, .user = t, .metadata_count = 1,
-            .metadata = &(text_pair){"step", step}});
+            .plans = plans, .count = n, .fetch = fetch_state, .user = t->cx,
+            .metadata = &(text_pair){"step", step}, .metadata_count = 1});
+    arena_free(&a);
+    return status;
+}
+
+/* One of them back from its file. */
+static nxt_status load_part(nxt_trainer *t, const weights *w, const char *path, const param *p,
+                            i64 part) {
+    arena a = {.cx = t->cx};
+    const char *name = arena_print(&a, "%s%s", state_prefix[part], p->name);
+    const tensor *x = name ? weights_find(w, name) : NULL;
+    nxt_status status = NXT_OK;
+    if (!name) status = NXT_MEMORY;
+    else if (!x || x->type != F32 || x->count != p->w.rows * p->w.cols)
+        status = fail(t->cx, NXT_SHAPE, "%s: \"%s\" is missing or has another size", path,
+                      name);
+    else t->cx->ops->upload(t->cx->device, state_part(t, p, part), x->p,
+                            (size_t)x->count * sizeof(float));
     arena_free(&a);
     return status;
 }
 
 /* parts: how many of master, m, v to read; 1 takes back the weights alone. */
-static nxt_status load_optimizer(nxt_trainer *t, const char *path, int parts) {
+static nxt_status load_optimizer(nxt_trainer *t, const char *path, i64 parts) {
     weights w;
-    arena a = {.cx = t->cx};
     TRY(weights_open_file(t->cx, path, &w));
     nxt_status status = NXT_OK;
     const char *step = weights_metadata(&w, "step");
     if (parts == 3 && (!step || strtoll(step, NULL, 10) != t->step))
         status = fail(t->cx, NXT_FORMAT, "%s: belongs to step %s, not %" PRId64, path,
                       step ? step : "(none)", t->step);
-    for (i64 i = 0; i < t->m->param_count && status == NXT_OK; i++)
-        for (int part = 0; part < parts && status == NXT_OK; part++) {
-            const param *p = &t->m->params[i];
-            if (!p->grad.p) continue;
-            const char *name = arena_print(&a, "%s%s", state_prefix[part], p->name);
-            const tensor *x = name ? weights_find(&w, name) : NULL;
-            if (!name) status = NXT_MEMORY;
-            else if (!x || x->type != F32 || x->count != p->w.rows * p->w.cols)
-                status = fail(t->cx, NXT_SHAPE, "%s: \"%s\" is missing or has another size",
-                              path, name);
-            else
-                t->cx->ops->upload(t->cx->device, state_part(p, part), x->p,
-                                   (size_t)x->count * sizeof(float));
-        }
+    for (i64 i = 0; i < parts * t->m->param_count && status == NXT_OK; i++)
+        if (t->m->params[i / parts].grad.p)
+            status = load_part(t, &w, path, &t->m->params[i / parts], i % parts);
     weights_close(&w);
-    arena_free(&a);
     return status;
 }
 
-/* What must be the same for a run to be the same: data, order, batches, schedule. */
+/* What must be the same for a run to be the same: data, order, batches, schedule. The number
+ * of steps only where the rate depends on it, so that a run with a constant rate may be
+ * continued for longer. */
 static u64 trainer_fingerprint(const nxt_trainer *t) {
     const nxt_dataset *d = t->data;
     const nxt_train_config *c = &t->c;
@@ -9335,7 +9420,11 @@ static u64 trainer_fingerprint(const nxt_trainer *t) {
 }
 
 /* -- trainer_state.json: Hugging Face's keys, and ours in an object of their own ------- */
-typedef struct run_state { /* of a run; zeros for a bare trainer */
+
+/* What a run remembers between two steps: sums that are not yet in a row of metrics, and sums
+ * of the whole run. Zeros for a bare trainer. The sums are part of a checkpoint because a row
+ * may be half full when it is made; its mean would else be one of fewer steps. */
+typedef struct run_state {
     double loss_sum, tokens, seconds, trained; /* since the last row of metrics */
     double total_loss, total_trained, total_seconds;
     double best;
@@ -9346,51 +9435,51 @@ typedef struct run_state { /* of a run; zeros for a bare trainer */
     buffer history; /* rows of metrics.jsonl, joined by commas */
 } run_state;
 
-/* Numbers are written with 17 digits, which is what a double needs to come back the same. */
+/* The keys of transformers' TrainerState, in its order (by name), with what a tool that plots
+ * log_history expects; those that mean nothing here have its defaults. Numbers are written
+ * with 17 digits, which is what a double needs to come back the same. Ours are
+ *
+ *     "neoxtune": {"skipped": 0, "pending": 0, "fingerprint": "090b54c9c42aebe7",
+ *                  "window": [loss, tokens, seconds, trained],
+ *                  "total": [loss, trained, seconds]}
+ */
 static void write_trainer_state(buffer *b, const nxt_trainer *t, const run_state *r) {
-    char best[64] = "null";
-    if (r->best_step) snprintf(best, sizeof best, "%.17g", r->best);
-    buffer_print(b, "{\n  \"best_global_step\": %" PRId64 ",\n  \"best_metric\": %s,\n",
-                 r->best_step, best);
-    if (r->best_step)
-        buffer_print(b, "  \"best_model_checkpoint\": \"checkpoint-%" PRId64 "\",\n",
-                     r->best_step);
-    else buffer_text(b, "  \"best_model_checkpoint\": null,\n");
-    buffer_print(b,
-                 "  \"epoch\": %.17g,\n  \"eval_steps\": %" PRId64
-                 ",\n  \"global_step\": %" PRId64
-                 ",\n  \"is_hyper_param_search\": false,\n  \"is_local_process_zero\": true,\n"
-                 "  \"is_world_process_zero\": true,\n  \"log_history\": [",
+    char best[64] = "null", checkpoint[64] = "null";
+    if (r->best_step) {
+        snprintf(best, sizeof best, "%.17g", r->best);
+        snprintf(checkpoint, sizeof checkpoint, "\"checkpoint-%" PRId64 "\"", r->best_step);
+    }
+    buffer_print(b, "{\n  \"best_global_step\": %" PRId64 ",\n  \"best_metric\": %s,\n"
+                 "  \"best_model_checkpoint\": %s,\n", r->best_step, best, checkpoint);
+    buffer_print(b, "  \"epoch\": %.17g,\n  \"eval_steps\": %" PRId64 ",\n  \"global_step\": %"
+                 PRId64 ",\n  \"is_hyper_param_search\": false,\n  \"is_local_process_zero\": "
+                 "true,\n  \"is_world_process_zero\": true,\n  \"log_history\": [",
                  (double)t->step / (double)t->steps_per_epoch, r->eval_steps, t->step);
     if (r->history.n) buffer_add(b, r->history.p, r->history.n);
-    buffer_print(b,
-                 "],\n  \"logging_steps\": %" PRId64 ",\n  \"max_steps\": %" PRId64
-                 ",\n  \"num_input_tokens_seen\": %" PRId64
-                 ",\n  \"num_train_epochs\": %" PRId64 ",\n  \"save_steps\": %" PRId64
-                 ",\n  \"stateful_callbacks\": {},\n"
-                 "  \"total_flos\": %.17g,\n  \"train_batch_size\": %" PRId64
-                 ",\n  \"trial_name\": null,\n  \"trial_params\": null,\n",
-                 r->logging_steps, t->total_steps, t->num_tokens,
-                 ceil_div(t->total_steps, t->steps_per_epoch), r->save_steps, r->floats,
-                 t->c.batch_size);
-    buffer_print(b,
-                 "  \"neoxtune\": {\"skipped\": %" PRId64 ", \"pending\": %" PRId64
-                 ", \"fingerprint\": \"%016" PRIx64
-                 "\", \"window\": [%.17g, %.17g, %.17g, %.17g], "
-                 "\"total\": [%.17g, %.17g, %.17g]}\n}\n",
-                 t->skipped, r->pending, trainer_fingerprint(t), r->loss_sum, r->tokens,
-                 r->seconds, r->trained, r->total_loss, r->total_trained, r->total_seconds);
+    buffer_print(b, "],\n  \"logging_steps\": %" PRId64 ",\n  \"max_steps\": %" PRId64 ",\n"
+                 "  \"num_input_tokens_seen\": %" PRId64 ",\n  \"num_train_epochs\": %" PRId64
+                 ",\n  \"save_steps\": %" PRId64 ",\n  \"stateful_callbacks\": {},\n"
+                 "  \"total_flos\": %.17g,\n  \"train_batch_size\": %" PRId64 ",\n"
+                 "  \"trial_name\": null,\n  \"trial_params\": null,\n", r->logging_steps,
+                 t->total_steps, t->num_tokens, ceil_div(t->total_steps, t->steps_per_epoch),
+                 r->save_steps, r->floats, t->c.batch_size);
+    buffer_print(b, "  \"neoxtune\": {\"skipped\": %" PRId64 ", \"pending\": %" PRId64 ", "
+                 "\"fingerprint\": \"%016" PRIx64 "\", \"window\": [%.17g, %.17g, %.17g, "
+                 "%.17g], \"total\": [%.17g, %.17g, %.17g]}\n}\n", t->skipped, r->pending,
+                 trainer_fingerprint(t), r->loss_sum, r->tokens, r->seconds, r->trained,
+                 r->total_loss, r->total_trained, r->total_seconds);
 }
 
-/* Item i of an array of numbers; 0 beyond its end. */
+/* Item i of an array of numbers; 0 beyond its end, as in a checkpoint of a bare trainer. */
 static double json_item(const json *array, i64 i) {
     const json *v = array ? array->first : NULL;
     while (v && i-- > 0) v = v->next;
     return v ? v->number : 0;
 }
 
-/* Refuses to go on from a checkpoint of another run: with other data or another schedule the
- * result would be neither the old run nor a new one, and nobody would notice. */
+/* The numbers back, in the same order. Refuses to go on from a checkpoint of another run: with
+ * other data or another schedule the result would be neither the old run nor a new one, and
+ * nobody would notice. */
 static nxt_status read_trainer_state(nxt_trainer *t, const char *path, const json *state,
                                      run_state *r) {
     const json *ours = json_get(state, "neoxtune"), *window = json_get(ours, "window");
@@ -9426,21 +9515,15 @@ static nxt_status checkpoint_files(save *s, nxt_trainer *t, const run_state *r,
     TRY(save_model_files(s, t->m, c));
     TRY(save_optimizer(s, t));
     write_trainer_state(&b, t, r);
-    nxt_status status = b.status;
-    if (status == NXT_OK) status = save_text(s, "trainer_state.json", b.p, b.n);
-    buffer_free(&b);
-    return status;
+    return save_buffer(s, "trainer_state.json", &b);
 }
 
-/* As one directory that appears at once (§11). */
+/* As one directory that appears at once. */
 static nxt_status checkpoint_save(nxt_trainer *t, const run_state *r, const char *dir,
                                   const nxt_save_config *c) {
     save s;
     TRY(save_begin(t->cx, dir, &s));
-    nxt_status status = checkpoint_files(&s, t, r, c);
-    if (status == NXT_OK) return save_commit(&s);
-    save_abort(&s);
-    return status;
+    return save_end(&s, checkpoint_files(&s, t, r, c));
 }
 
 /* State first: it says whether the rest is worth reading. */
@@ -9450,11 +9533,13 @@ static nxt_status checkpoint_load(nxt_trainer *t, run_state *r, const char *dir)
     json *state;
     const char *path = path_join(&a, dir, "trainer_state.json");
     const char *optimizer = path_join(&a, dir, "optimizer.safetensors");
-    nxt_status status = path && optimizer ? NXT_OK : NXT_MEMORY;
-    if (status == NXT_OK) status = file_read(t->cx, path, (i64)4 << 30, &text);
-    if (status == NXT_OK) status = json_parse(&a, path, text.p, text.n, &state);
-    if (status == NXT_OK) status = read_trainer_state(t, path, state, r);
-    if (status == NXT_OK) status = load_optimizer(t, optimizer, 3);
+    nxt_status status;
+    TRY_GOTO(done, path && optimizer ? NXT_OK : NXT_MEMORY);
+    TRY_GOTO(done, file_read(t->cx, path, (i64)4 << 30, &text));
+    TRY_GOTO(done, json_parse(&a, path, text.p, text.n, &state));
+    TRY_GOTO(done, read_trainer_state(t, path, state, r));
+    status = load_optimizer(t, optimizer, 3);
+done:
     buffer_free(&text);
     arena_free(&a);
     return status;
@@ -9473,7 +9558,18 @@ nxt_status nxt_trainer_resume(nxt_trainer *t, const char *dir) {
 }
 
 /* -- Runs ------------------------------------------------------------------------------ */
-/* What a run adds to its trainer: the log, the checkpoints, the best evaluation so far. */
+
+/* What a run adds to its trainer: the log, the checkpoints, the best evaluation so far. Its
+ * output directory, in the end:
+ *
+ *     config.json, model.safetensors, tokenizer.json, ...    the final or the best model
+ *     run.json                                               the options that made it
+ *     metrics.jsonl                                          a row per line:
+ *         {"step": 10, "epoch": 0.5, "loss": 2.31, "grad_norm": 1.2, "learning_rate": ...
+ *         {"step": 10, "epoch": 0.5, "eval_loss": 2.4, "eval_perplexity": 11.02, ...
+ *     checkpoint-10/                                         the same model files, and
+ *         optimizer.safetensors, trainer_state.json          what resuming needs
+ */
 struct nxt_run {
     nxt_context *cx;
     nxt_trainer *t;
@@ -9495,7 +9591,8 @@ typedef struct metric {
     double value;
 } metric;
 
-/* Appends a row to metrics.jsonl, in one write, and to the history that checkpoints keep. */
+/* Appends a row to metrics.jsonl, in one write, so that who reads along sees whole rows, and
+ * to the history that checkpoints keep. */
 static nxt_status metrics_row(nxt_run *r, const metric *m, i64 count) {
     buffer b = {.cx = r->cx};
     for (i64 i = 0; i < count; i++) {
@@ -9503,13 +9600,10 @@ static nxt_status metrics_row(nxt_run *r, const metric *m, i64 count) {
         json_write_number(&b, m[i].value);
     }
     buffer_text(&b, "}\n");
+    /* a file of no save: rows are appended to what is there already, and may be lost */
+    save_file log = {.s = &(save){.cx = r->cx}, .path = r->metrics_path, .fd = r->metrics};
     nxt_status status = b.status;
-    for (i64 done = 0; status == NXT_OK && done < b.n;) {
-        const ssize_t n = write(r->metrics, b.p + done, (size_t)(b.n - done));
-        if (n < 0 && errno == EINTR) continue;
-        if (n < 0) status = fail_write(r->cx, r->metrics_path);
-        done += n;
-    }
+    if (status == NXT_OK) status = save_bytes(&log, b.p, b.n);
     if (status == NXT_OK) {
         if (r->state.history.n) buffer_text(&r->state.history, ",");
         buffer_add(&r->state.history, b.p, b.n - 1);
@@ -9519,7 +9613,9 @@ static nxt_status metrics_row(nxt_run *r, const metric *m, i64 count) {
     return status;
 }
 
-/* The mean since the last row, over tokens: rows can be averaged with num_tokens. */
+/* The mean since the last row, over tokens: sum of losses by number of trained tokens, not the
+ * mean of the steps' means, so that a short last batch weighs what it is worth. The
+ * gradient's norm and the rate are those of the row's own step. */
 static nxt_status log_step(nxt_run *r, nxt_run_info *info) {
     run_state *s = &r->state;
     const nxt_step_info *i = &info->step;
@@ -9534,16 +9630,18 @@ static nxt_status log_step(nxt_run *r, nxt_run_info *info) {
     return metrics_row(r, row, COUNT(row));
 }
 
-/* After a step: is it time? An epoch's last step ends it, and so does the run's last. */
+/* After a step: is it time? An epoch's last step ends it, and so does the run's last. A pure
+ * function of the step, so a resumed run does the same things at the same steps. */
 static bool is_due(const nxt_run *r, nxt_when when, i64 every) {
     const i64 step = r->t->step;
     if (when == NXT_STEPS) return every > 0 && step % every == 0;
-    return when == NXT_EPOCH &&
-           (step % r->t->steps_per_epoch == 0 || step == r->t->total_steps);
+    return when == NXT_EPOCH
+           && (step % r->t->steps_per_epoch == 0 || step == r->t->total_steps);
 }
 
 /* Until it is over the evaluation is pending: a checkpoint of an interrupted run says so,
- * and the resumed run catches up on it. */
+ * and the resumed run catches up on it. So the rows of metrics.jsonl are the same, whether a
+ * run was stopped in an evaluation or not. A loss that is not a number is never the best. */
 static nxt_status evaluate_run(nxt_run *r, nxt_run_info *info) {
     nxt_eval_info *e = &info->eval;
     run_state *s = &r->state;
@@ -9551,7 +9649,8 @@ static nxt_status evaluate_run(nxt_run *r, nxt_run_info *info) {
     TRY(nxt_evaluate(r->t->m, r->c.eval_data, r->c.eval_batch_size, e));
     s->pending = 0;
     info->evaluated = 1;
-    const bool kept = !r->c.load_best_model_at_end || is_due(r, r->c.save_when, r->c.save_steps);
+    const bool kept = !r->c.load_best_model_at_end /* else only what is saved can be loaded */
+                      || is_due(r, r->c.save_when, r->c.save_steps);
     if (kept && isfinite(e->loss) && (!s->best_step || e->loss < s->best))
         s->best = e->loss, s->best_step = r->t->step;
     const metric row[] = {
@@ -9563,7 +9662,7 @@ static nxt_status evaluate_run(nxt_run *r, nxt_run_info *info) {
 }
 
 /* The numbers of the checkpoints in a directory, rising. Names that only begin like one
- * (temporary ones) do not count. */
+ * (temporary ones) do not count, and neither does a directory that is not there. */
 static nxt_status list_checkpoints(nxt_context *cx, const char *dir, i64 **steps, i64 *count) {
     i64 capacity = 0;
     *steps = NULL, *count = 0;
@@ -9586,22 +9685,25 @@ static nxt_status list_checkpoints(nxt_context *cx, const char *dir, i64 **steps
     return status;
 }
 
+static const char *checkpoint_path(arena *a, const nxt_run *r, i64 step) {
+    return arena_print(a, "%s/checkpoint-%" PRId64, r->c.output_dir, step);
+}
+
 /* Deletes the oldest checkpoints until `keep` are left, never the best one and never the one
  * just made. */
 static nxt_status rotate(nxt_run *r, i64 keep) {
     i64 *steps, count;
-    char name[64];
+    arena a = {.cx = r->cx};
     nxt_status status = list_checkpoints(r->cx, r->c.output_dir, &steps, &count);
-    i64 extra = count - keep;
-    int dir = status == NXT_OK ? open(r->c.output_dir, O_RDONLY | O_DIRECTORY | O_CLOEXEC) : -1;
-    for (i64 i = 0; dir >= 0 && i < count && extra > 0; i++) {
+    i64 extra = status == NXT_OK ? count - keep : 0;
+    for (i64 i = 0; i < count && extra > 0; i++) {
         const bool best = r->c.load_best_model_at_end && steps[i] == r->state.best_step;
-        if (steps[i] == r->saved_step || best) continue;
-        snprintf(name, sizeof name, "checkpoint-%" PRId64, steps[i]);
-        remove_tree(dir, name);
+        const char *path = checkpoint_path(&a, r, steps[i]);
+        if (!path || steps[i] == r->saved_step || best) continue;
+        remove_tree(AT_FDCWD, path);
         extra--;
     }
-    if (dir >= 0) close(dir);
+    arena_free(&a);
     mem_drop(r->cx, steps);
     return status;
 }
@@ -9615,7 +9717,7 @@ static nxt_save_config save_config_of(const nxt_run *r) {
 nxt_status nxt_run_checkpoint(nxt_run *r, nxt_run_info *info) {
     arena a = {.cx = r->cx};
     snprintf(info->checkpoint, sizeof info->checkpoint, "checkpoint-%" PRId64, r->t->step);
-    const char *dir = path_join(&a, r->c.output_dir, info->checkpoint);
+    const char *dir = checkpoint_path(&a, r, r->t->step);
     const nxt_save_config c = save_config_of(r);
     nxt_status status = dir ? checkpoint_save(r->t, &r->state, dir, &c) : NXT_MEMORY;
     arena_free(&a);
@@ -9625,7 +9727,11 @@ nxt_status nxt_run_checkpoint(nxt_run *r, nxt_run_info *info) {
     return r->c.save_total_limit > 0 ? rotate(r, r->c.save_total_limit) : NXT_OK;
 }
 
-/* In this order: a checkpoint then contains the rows and the evaluation of its own step. */
+/* In this order: a checkpoint then contains the rows and the evaluation of its own step. A
+ * skipped step has no loss that could be averaged; its tokens and its time count.
+ *
+ * Floating-point operations are those of Hugging Face's total_flos: 6 for every token and
+ * parameter (§23 has the reason), input embedding left out, since it is a lookup. */
 nxt_status nxt_run_step(nxt_run *r, nxt_run_info *info) {
     run_state *s = &r->state;
     *info = (nxt_run_info){0};
@@ -9641,29 +9747,32 @@ nxt_status nxt_run_step(nxt_run *r, nxt_run_info *info) {
                  * (double)(r->t->m->elements - r->t->m->s.V * r->t->m->s.C);
     if (is_due(r, NXT_STEPS, r->c.logging_steps) || nxt_trainer_done(r->t))
         TRY(log_step(r, info));
-    if (r->c.eval_data && is_due(r, r->c.eval_when, r->c.eval_steps)) TRY(evaluate_run(r, info));
+    if (r->c.eval_data && is_due(r, r->c.eval_when, r->c.eval_steps))
+        TRY(evaluate_run(r, info));
     if (is_due(r, r->c.save_when, r->c.save_steps)) TRY(nxt_run_checkpoint(r, info));
     return NXT_OK;
 }
 
-/* Weights of the best checkpoint, when it is not the present state. */
-static nxt_status restore_best(nxt_run *r) {
-    arena a = {.cx = r->cx};
-    if (!r->c.load_best_model_at_end || !r->state.best_step || r->state.best_step == r->t->step)
-        return NXT_OK;
-    const char *path = arena_print(&a, "%s/checkpoint-%" PRId64 "/optimizer.safetensors",
-                                   r->c.output_dir, r->state.best_step);
-    nxt_status status = path ? load_optimizer(r->t, path, 1) : NXT_MEMORY;
-    arena_free(&a);
-    return status;
+/* The weights of the best checkpoint so far; *path is NULL when none was made or none is
+ * wanted. */
+static nxt_status best_weights(nxt_run *r, const char **path) {
+    *path = NULL;
+    if (!r->c.load_best_model_at_end || !r->state.best_step) return NXT_OK;
+    *path = arena_print(&r->arena, "%s/checkpoint-%" PRId64 "/optimizer.safetensors",
+                        r->c.output_dir, r->state.best_step);
+    return *path ? NXT_OK : NXT_MEMORY;
 }
 
+/* The last row's names and meanings are those of Hugging Face's train_metrics. Samples count
+ * whole epochs exactly and a broken-off one by its share of steps. */
 nxt_status nxt_run_finish(nxt_run *r) {
     const run_state *s = &r->state;
     const nxt_trainer *t = r->t;
     const nxt_save_config c = save_config_of(r);
+    const char *best;
     if (s->pending && r->c.eval_data) TRY(evaluate_run(r, &(nxt_run_info){0}));
-    TRY(restore_best(r));
+    TRY(best_weights(r, &best));
+    if (best && r->state.best_step != t->step) TRY(load_optimizer(r->t, best, 1));
     TRY(nxt_model_save(t->m, r->c.output_dir, &c));
     const double seconds = fmax(s->total_seconds, 1e-9), steps = (double)t->step;
     const double samples = steps * (double)t->data->info.examples / (double)t->steps_per_epoch;
@@ -9684,14 +9793,15 @@ void nxt_run_destroy(nxt_run *r) {
     mem_drop(cx, r);
 }
 
-/* A run that is resumed at a step had perhaps logged later ones before it was killed. */
+/* A run that is resumed at a step had perhaps logged later ones before it was killed. The
+ * history has its rows joined by commas, the file one on a line; numbers and fixed names are
+ * all a row holds, so its braces can be counted. */
 static nxt_status rewrite_metrics(nxt_run *r) {
     buffer b = {.cx = r->cx};
-    const char *row = r->state.history.p, *end = row + r->state.history.n;
-    for (int depth = 0; row && row < end; row++) { /* rows joined by commas: one per line */
+    const char *row = r->state.history.p;
+    for (int depth = 0; row && *row; row++) {
         depth += (*row == '{') - (*row == '}');
-        if (*row == ',' && depth == 0) buffer_text(&b, "\n");
-        else buffer_add(&b, row, 1);
+        buffer_add(&b, *row == ',' && depth == 0 ? "\n" : row, 1);
     }
     if (b.n) buffer_text(&b, "\n");
     nxt_status status = b.status;
@@ -9700,28 +9810,20 @@ static nxt_status rewrite_metrics(nxt_run *r) {
     return status;
 }
 
-/* The best checkpoint so far is needed at the end: better to miss it now. */
-static nxt_status check_best(const nxt_run *r) {
-    if (!r->c.load_best_model_at_end || !r->state.best_step) return NXT_OK;
-    arena a = {.cx = r->cx};
-    const char *path = arena_print(&a, "%s/checkpoint-%" PRId64 "/optimizer.safetensors",
-                                   r->c.output_dir, r->state.best_step);
-    nxt_status status = !path ? NXT_MEMORY : path_exists(path) ? NXT_OK
-        : fail(r->cx, NXT_ARGUMENT, "%s: the best checkpoint so far is not there; resume in the "
-               "output directory of the run that made it", path);
-    arena_free(&a);
-    return status;
-}
-
-/* Directory, resumed state, log file. */
+/* Directory, resumed state, log file. What can be refused is refused before metrics.jsonl and
+ * run.json of an earlier run are replaced. */
 static nxt_status run_open(nxt_run *r, const char *resume) {
+    const char *best;
     TRY(make_directories(r->cx, r->c.output_dir));
     r->metrics_path = path_join(&r->arena, r->c.output_dir, "metrics.jsonl");
     const char *run_json = path_join(&r->arena, r->c.output_dir, "run.json");
     if (!r->metrics_path || !run_json) return NXT_MEMORY;
     if (resume) TRY(checkpoint_load(r->t, &r->state, resume));
     else TRY(rotate(r, 0)); /* an earlier run's checkpoints are not this run's */
-    TRY(check_best(r));
+    TRY(best_weights(r, &best));
+    if (best && !path_exists(best)) /* needed at the end: better to miss it now */
+        return fail(r->cx, NXT_ARGUMENT, "%s: the best checkpoint so far is not there; resume "
+                    "in the output directory of the run that made it", best);
     TRY(rewrite_metrics(r));
     if (r->c.run_json)
         TRY(file_replace(r->cx, run_json, r->c.run_json, (i64)strlen(r->c.run_json)));
@@ -9729,28 +9831,32 @@ static nxt_status run_open(nxt_run *r, const char *resume) {
     return r->metrics < 0 ? fail_errno(r->cx, r->metrics_path, "open") : NXT_OK;
 }
 
+/* The best of some evaluations can only be loaded if it was saved, hence the rule that saving
+ * happens where evaluation does. */
+static nxt_status check_run_config(const nxt_trainer *t, const nxt_run_config *c) {
+    const bool best = c->load_best_model_at_end, by_steps = c->eval_when == NXT_STEPS;
+    const bool evaluates = c->eval_data && c->eval_when != NXT_NEVER;
+    dtype type = F32;
+    if (!c->output_dir) return fail(t->cx, NXT_ARGUMENT, "a run needs an output directory");
+    if (best && (c->eval_when == NXT_NEVER || c->eval_when != c->save_when
+                 || (by_steps && c->save_steps % max64(1, c->eval_steps))))
+        return fail(t->cx, NXT_ARGUMENT, "to load the best model at the end, saving must "
+                    "happen where evaluation does: give both the same strategy and steps");
+    if (evaluates && (c->eval_batch_size < 1 || !c->eval_data->info.trained_tokens))
+        return fail(t->cx, NXT_ARGUMENT, "evaluation needs a batch size of at least 1 and a "
+                    "token to predict");
+    if (evaluates) TRY(check_dataset(t->m, c->eval_data));
+    else if (best)
+        return fail(t->cx, NXT_ARGUMENT,
+                    "to load the best model at the end, held-out data is needed");
+    return parse_dtype(t->cx, c->dtype, &type);
+}
+
 nxt_status nxt_run_create(nxt_run **out, nxt_trainer *t, const nxt_run_config *config,
                           const char *resume) {
     nxt_run *r;
     *out = NULL;
-    if (!config->output_dir)
-        return fail(t->cx, NXT_ARGUMENT, "a run needs an output directory");
-    if (config->load_best_model_at_end &&
-        (config->eval_when == NXT_NEVER || config->eval_when != config->save_when ||
-         (config->eval_when == NXT_STEPS && config->save_steps % max64(1, config->eval_steps))))
-        return fail(t->cx, NXT_ARGUMENT,
-                    "to load the best model at the end, saving must happen "
-                    "where evaluation does: give both the same strategy and steps");
-    if (config->eval_data && config->eval_when != NXT_NEVER) {
-        if (config->eval_batch_size < 1 || !config->eval_data->info.trained_tokens)
-            return fail(t->cx, NXT_ARGUMENT, "evaluation needs a batch size of at least 1 and a "
-                        "token to predict");
-        TRY(check_dataset(t->m, config->eval_data));
-    } else if (config->load_best_model_at_end)
-        return fail(t->cx, NXT_ARGUMENT,
-                    "to load the best model at the end, held-out data is needed");
-    dtype type = F32;
-    TRY(parse_dtype(t->cx, config->dtype, &type));
+    TRY(check_run_config(t, config));
     TRY(mem_zero(t->cx, &r, 1, sizeof *r));
     r->cx = r->arena.cx = r->state.history.cx = t->cx;
     r->t = t, r->c = *config, r->metrics = -1;
@@ -9763,7 +9869,7 @@ nxt_status nxt_run_create(nxt_run **out, nxt_trainer *t, const nxt_run_config *c
     return status;
 }
 
-/* The highest number: a checkpoint that has its name is complete. */
+/* The highest number. */
 nxt_status nxt_run_last_checkpoint(nxt_context *cx, const char *output_dir, char *path,
                                    size_t capacity) {
     i64 *steps, count;
@@ -9780,36 +9886,64 @@ nxt_status nxt_run_last_checkpoint(nxt_context *cx, const char *output_dir, char
  *
  * An example of using the header, and nothing but the header: options from one table,
  * lines on a terminal, signals. Machine-readable results go to standard output, everything
- * meant for people to standard error.
+ * meant for people to standard error, so that a pipe sees results alone.
+ *
+ * A function that can fail returns an exit status. Whoever finds the fault writes the
+ * sentence; callers pass the status up and add nothing, as TRY does in the library.
+ *
+ * How to read it: main, at the end, finds the command in a table and calls its run_ function,
+ * a page at most, which says in calls of the header what the command does. run_train is the
+ * one to begin with.
  */
 #if !defined(NXT_NO_MAIN)
 #include <signal.h>
 
-typedef enum command {
-    TRAIN = 1, EVAL = 2, GENERATE = 4, TOKENIZE = 8, INFO = 16, INIT = 32
-} command;
+/* Exit statuses; 0 is done. A script can tell a typing mistake (2) from a run that failed (1)
+ * and from one that was stopped and saved (130, which is a shell's 128 + SIGINT). */
+enum { FAILED = 1, USAGE = 2, INTERRUPTED = 130 };
 
-/* Everything a command line can say. The library's configs are filled in place. */
+/* DO passes a failure up; ASK is for calls of the library, whose sentence is printed first. */
+#define DO(call)                                                                           \
+    do {                                                                                   \
+        const int do_status = (call);                                                      \
+        if (do_status) return do_status;                                                   \
+    } while (0)
+#define ASK(call) DO(report(a->cx, (call)))
+
+/* Sets of commands: an option says by such a set where it is known. Elsewhere it is an error,
+ * not ignored: `eval --learning-rate` can only be a misunderstanding. */
+enum {
+    TRAIN = 1, EVAL = 2, GENERATE = 4, TOKENIZE = 8, INFO = 16, INIT = 32,
+    ANY = 63, DATA = TRAIN | EVAL | GENERATE | INFO
+};
+
+/* Texts are not copied: they are argv's, or the context keeps them. */
+typedef struct text_list {
+    int count;
+    const char *text[64];
+} text_list;
+
+/* Everything a command line can say. The library's configs are filled in place, with its
+ * own defaults; a field here is for what they do not have, or have in another form. */
 typedef struct options {
-    const char *model, *tokenizer, *output_dir, *eval_data, *prompt, *prompts, *config;
-    const char *data[64], *stop[16], *file;
-    int64_t data_count, stop_count;
     nxt_data_config d;
     nxt_train_config t;
     nxt_run_config r;
     nxt_sample_config s;
-    const char *truncation, *train_on, *schedule, *eval_strategy, *save_strategy, *resume;
-    const char *device, *dtype, *optim, *cpu;
+    text_list data, stop;
+    const char *model, *config, *eval_data, *resume, *prompt, *prompts, *file, *cpu;
+    const char *truncation, *train_on, *schedule, *eval_strategy, *save_strategy, *optim,
+        *device; /* words, until settle_options turns them into numbers */
     double eval_split, test_split;
-    int64_t max_eval_samples, max_new_tokens, max_length, max_input_tokens, threads, top_k,
-        seed;
-    int64_t max_train_samples, eval_batch_size;
-    int overwrite, json, add_start_token, decode, lines, count, no_shuffle, no_eos, yes_eos;
-    int dry_run, tensors, skip_bad_lines, load_best;
+    int64_t max_length, max_train_samples, max_eval_samples, max_new_tokens,
+        max_input_tokens, top_k, threads;
+    int overwrite, dry_run, append_eos, no_append_eos, no_shuffle, json, add_start_token,
+        decode, lines, count, tensors;
 } options;
 
 /* One row per option: the table parses, prints the help, reads config files, and writes
- * run.json. Names are Hugging Face's where one exists. */
+ * run.json. Names are Hugging Face's where one exists, so that a command line or a JSON of
+ * its trainer is understood here, and this program's run.json there. */
 typedef struct option {
     const char *name, *value; /* what --help calls the value; NULL: a flag */
     char kind;                /* s text, i integer, d number, b flag, l list of texts */
@@ -9818,110 +9952,111 @@ typedef struct option {
     const char *help;
 } option;
 
-#define AT(field) offsetof(options, field)
-enum { DATA_COMMANDS = TRAIN | EVAL | INFO | GENERATE, ALL_COMMANDS = 63 };
+/* A row's value, kind and field. */
+#define TEXT(value, field) value, 's', offsetof(options, field)
+#define LIST(value, field) value, 'l', offsetof(options, field)
+#define REAL(value, field) value, 'd', offsetof(options, field)
+#define INT(field) "N", 'i', offsetof(options, field)
+#define FLAG(field) NULL, 'b', offsetof(options, field)
 
 static const option option_table[] = {
-    {"model", "DIR", 's', AT(model), ALL_COMMANDS & ~INIT,
-     "model directory, hub-cache folder or hub name"},
-    {"tokenizer", "PATH", 's', AT(tokenizer), ALL_COMMANDS,
+    /* files; the library wants a directory, find_model makes one of what is written here */
+    {"model", TEXT("DIR", model), ANY & ~INIT, "model directory, hub-cache folder or hub name"},
+    {"tokenizer", TEXT("PATH", r.tokenizer), ANY,
      "tokenizer.json or a folder; default: the model's"},
-    {"data", "FILE", 'l', AT(data), TRAIN | EVAL | INFO,
-     ".txt, .jsonl or .json; may be repeated"},
-    {"output-dir", "DIR", 's', AT(output_dir), TRAIN | INIT, "where results go"},
-    {"overwrite-output-dir", NULL, 'b', AT(overwrite), TRAIN, "replace an earlier run there"},
-    {"dry-run", NULL, 'b', AT(dry_run), TRAIN, "report data and memory, train nothing"},
-    {"config", "FILE", 's', AT(config), INIT, "config.json of the architecture"},
-    {"block-size", "N", 'i', AT(d.block_size), DATA_COMMANDS,
-     "join texts and cut them into blocks of N tokens"},
-    {"max-length", "N", 'i', AT(max_length), DATA_COMMANDS,
+    {"data", LIST("FILE", data), TRAIN | EVAL | INFO, ".txt, .jsonl or .json; may be repeated"},
+    {"output-dir", TEXT("DIR", r.output_dir), TRAIN | INIT, "where results go"},
+    {"overwrite-output-dir", FLAG(overwrite), TRAIN, "replace an earlier run there"},
+    {"dry-run", FLAG(dry_run), TRAIN, "report data and memory, train nothing"},
+    {"config", TEXT("FILE", config), INIT, "config.json of the architecture"},
+    /* from rows to sequences: §18. eval and generate take them from the model's run.json */
+    {"block-size", INT(d.block_size), DATA, "join texts and cut them into blocks of N tokens"},
+    {"max-length", INT(max_length), DATA,
      "longest example (generate: prompt and answer) in tokens"},
-    {"truncation", "HOW", 's', AT(truncation), DATA_COMMANDS, "right, left, prompt or error"},
-    {"text-column", "C", 's', AT(d.text_column), DATA_COMMANDS, "the column to train on"},
-    {"prompt-column", "C", 's', AT(d.prompt_column), DATA_COMMANDS,
-     "the column to condition on"},
-    {"completion-column", "C", 's', AT(d.completion_column), DATA_COMMANDS,
-     "the column to learn"},
-    {"template", "T", 's', AT(d.template_text), DATA_COMMANDS,
-     "text with {column} places; \\n, or @file"},
-    {"train-on", "WHAT", 's', AT(train_on), DATA_COMMANDS,
+    {"truncation", TEXT("HOW", truncation), DATA, "right, left, prompt or error"},
+    {"text-column", TEXT("C", d.text_column), DATA, "the column to train on"},
+    {"prompt-column", TEXT("C", d.prompt_column), DATA, "the column to condition on"},
+    {"completion-column", TEXT("C", d.completion_column), DATA, "the column to learn"},
+    {"template", TEXT("T", d.template_text), DATA, "text with {column} places; \\n, or @file"},
+    {"train-on", TEXT("WHAT", train_on), DATA,
      "completion (default where there is one) or all"},
-    {"append-eos", NULL, 'b', AT(yes_eos), TRAIN | EVAL | INFO,
+    {"append-eos", FLAG(append_eos), TRAIN | EVAL | INFO,
      "end texts with eos inside blocks too"},
-    {"no-append-eos", NULL, 'b', AT(no_eos), TRAIN | EVAL | INFO,
-     "do not end examples with eos"},
-    {"skip-bad-lines", NULL, 'b', AT(skip_bad_lines), DATA_COMMANDS,
-     "count broken rows instead of stopping"},
-    {"max-train-samples", "N", 'i', AT(max_train_samples), TRAIN | INFO, "first N rows only"},
-    {"max-eval-samples", "N", 'i', AT(max_eval_samples), TRAIN | EVAL | GENERATE,
-     "first N rows only"},
-    {"eval-data", "FILE", 's', AT(eval_data), TRAIN, "held-out data"},
-    {"eval-split", "F", 'd', AT(eval_split), TRAIN, "hold out this share for evaluation"},
-    {"test-split", "F", 'd', AT(test_split), TRAIN, "hold out this share for later"},
-    {"no-shuffle", NULL, 'b', AT(no_shuffle), TRAIN, "keep the order of the data"},
-    {"seed", "N", 'i', AT(seed), TRAIN | GENERATE | INIT, "of everything random (42)"},
-    {"learning-rate", "X", 'd', AT(t.learning_rate), TRAIN, "peak rate (5e-5)"},
-    {"num-train-epochs", "X", 'd', AT(t.num_train_epochs), TRAIN, "passes over the data (3)"},
-    {"max-steps", "N", 'i', AT(t.max_steps), TRAIN, "optimizer steps; wins over epochs"},
-    {"per-device-train-batch-size", "N", 'i', AT(t.batch_size), TRAIN | INFO,
+    {"no-append-eos", FLAG(no_append_eos), TRAIN | EVAL | INFO, "do not end examples with eos"},
+    {"skip-bad-lines", FLAG(d.skip_bad_lines), DATA, "count broken rows instead of stopping"},
+    {"max-train-samples", INT(max_train_samples), TRAIN | INFO, "first N rows only"},
+    {"max-eval-samples", INT(max_eval_samples), TRAIN | EVAL | GENERATE, "first N rows only"},
+    {"eval-data", TEXT("FILE", eval_data), TRAIN, "held-out data"},
+    {"eval-split", REAL("F", eval_split), TRAIN, "hold out this share for evaluation"},
+    {"test-split", REAL("F", test_split), TRAIN, "hold out this share for later"},
+    {"no-shuffle", FLAG(no_shuffle), TRAIN, "keep the order of the data"},
+    {"seed", INT(t.seed), TRAIN | GENERATE | INIT, "of everything random (42)"},
+    /* the optimizer: §20. In brackets the default, which is Hugging Face's */
+    {"learning-rate", REAL("X", t.learning_rate), TRAIN, "peak rate (5e-5)"},
+    {"num-train-epochs", REAL("X", t.num_train_epochs), TRAIN, "passes over the data (3)"},
+    {"max-steps", INT(t.max_steps), TRAIN, "optimizer steps; wins over epochs"},
+    {"per-device-train-batch-size", INT(t.batch_size), TRAIN | INFO,
      "examples per micro-batch (8)"},
-    {"per-device-eval-batch-size", "N", 'i', AT(eval_batch_size), TRAIN | EVAL,
+    {"per-device-eval-batch-size", INT(r.eval_batch_size), TRAIN | EVAL,
      "examples per evaluation batch (8)"},
-    {"gradient-accumulation-steps", "N", 'i', AT(t.gradient_accumulation_steps), TRAIN | INFO,
+    {"gradient-accumulation-steps", INT(t.gradient_accumulation_steps), TRAIN | INFO,
      "micro-batches per step (1)"},
-    {"lr-scheduler-type", "S", 's', AT(schedule), TRAIN,
+    {"lr-scheduler-type", TEXT("S", schedule), TRAIN,
      "linear, cosine, constant or constant_with_warmup"},
-    {"warmup-steps", "N", 'i', AT(t.warmup_steps), TRAIN, "steps of rising rate"},
-    {"warmup-ratio", "X", 'd', AT(t.warmup_ratio), TRAIN, "the same as a share of all steps"},
-    {"weight-decay", "X", 'd', AT(t.weight_decay), TRAIN,
+    {"warmup-steps", INT(t.warmup_steps), TRAIN, "steps of rising rate"},
+    {"warmup-ratio", REAL("X", t.warmup_ratio), TRAIN, "the same as a share of all steps"},
+    {"weight-decay", REAL("X", t.weight_decay), TRAIN,
      "of matrices, not of biases and norms (0)"},
-    {"max-grad-norm", "X", 'd', AT(t.max_grad_norm), TRAIN,
+    {"max-grad-norm", REAL("X", t.max_grad_norm), TRAIN,
      "clip the gradient's norm (1); 0: never"},
-    {"optim", "O", 's', AT(optim), TRAIN, "adamw"},
-    {"adam-beta1", "X", 'd', AT(t.adam_beta1), TRAIN, "(0.9)"},
-    {"adam-beta2", "X", 'd', AT(t.adam_beta2), TRAIN, "(0.999)"},
-    {"adam-epsilon", "X", 'd', AT(t.adam_epsilon), TRAIN, "(1e-8)"},
-    {"max-skipped-steps", "N", 'i', AT(t.max_skipped_steps), TRAIN,
+    {"optim", TEXT("O", optim), TRAIN, "adamw"},
+    {"adam-beta1", REAL("X", t.adam_beta1), TRAIN, "(0.9)"},
+    {"adam-beta2", REAL("X", t.adam_beta2), TRAIN, "(0.999)"},
+    {"adam-epsilon", REAL("X", t.adam_epsilon), TRAIN, "(1e-8)"},
+    {"max-skipped-steps", INT(t.max_skipped_steps), TRAIN,
      "skip so many steps that are not finite (0)"},
-    {"logging-steps", "N", 'i', AT(r.logging_steps), TRAIN,
-     "a row of metrics.jsonl every N steps (1)"},
-    {"eval-strategy", "W", 's', AT(eval_strategy), TRAIN,
+    /* what is due when: §22. Steps are optimizer steps, not micro-batches */
+    {"logging-steps", INT(r.logging_steps), TRAIN, "a row of metrics.jsonl every N steps (1)"},
+    {"eval-strategy", TEXT("W", eval_strategy), TRAIN,
      "no, steps or epoch (epoch when there is held-out data)"},
-    {"eval-steps", "N", 'i', AT(r.eval_steps), TRAIN, "evaluate every N steps (500)"},
-    {"save-strategy", "W", 's', AT(save_strategy), TRAIN, "no, steps or epoch (steps)"},
-    {"save-steps", "N", 'i', AT(r.save_steps), TRAIN, "save every N steps (500)"},
-    {"save-total-limit", "N", 'i', AT(r.save_total_limit), TRAIN, "keep at most N checkpoints"},
-    {"load-best-model-at-end", NULL, 'b', AT(load_best), TRAIN,
+    {"eval-steps", INT(r.eval_steps), TRAIN, "evaluate every N steps (500)"},
+    {"save-strategy", TEXT("W", save_strategy), TRAIN, "no, steps or epoch (steps)"},
+    {"save-steps", INT(r.save_steps), TRAIN, "save every N steps (500)"},
+    {"save-total-limit", INT(r.save_total_limit), TRAIN, "keep at most N checkpoints"},
+    {"load-best-model-at-end", FLAG(r.load_best_model_at_end), TRAIN,
      "finish with the checkpoint of lowest eval_loss"},
-    {"resume-from-checkpoint", "DIR", 's', AT(resume), TRAIN, "a checkpoint, or last"},
-    {"prompt", "TEXT", 's', AT(prompt), GENERATE, "what to continue"},
-    {"prompts", "FILE", 's', AT(prompts), GENERATE, "a prompt per line, or rows"},
-    {"max-new-tokens", "N", 'i', AT(max_new_tokens), GENERATE | EVAL,
-     "tokens to generate at most (64)"},
-    {"max-input-tokens", "N", 'i', AT(max_input_tokens), GENERATE,
+    {"resume-from-checkpoint", TEXT("DIR", resume), TRAIN, "a checkpoint, or last"},
+    /* generation: §21. Greedy unless temperature, top-k or top-p is given */
+    {"prompt", TEXT("TEXT", prompt), GENERATE, "what to continue"},
+    {"prompts", TEXT("FILE", prompts), GENERATE, "a prompt per line, or rows"},
+    {"max-new-tokens", INT(max_new_tokens), GENERATE | EVAL, "tokens to generate at most (64)"},
+    {"max-input-tokens", INT(max_input_tokens), GENERATE,
      "keep so many of the prompt's last tokens"},
-    {"temperature", "X", 'd', AT(s.temperature), GENERATE, "randomness; 0: greedy"},
-    {"top-k", "N", 'i', AT(top_k), GENERATE, "draw from the N likeliest tokens"},
-    {"top-p", "X", 'd', AT(s.top_p), GENERATE, "draw from the likeliest tokens of mass X"},
-    {"repetition-penalty", "X", 'd', AT(s.repetition_penalty), GENERATE,
-     "above 1: repeat less"},
-    {"stop", "TEXT", 'l', AT(stop), GENERATE, "stop before this text; may be repeated"},
-    {"add-start-token", NULL, 'b', AT(add_start_token), EVAL,
-     "(always on for perplexities; accepted)"},
-    {"decode", NULL, 'b', AT(decode), TOKENIZE, "ids in, text out"},
-    {"lines", NULL, 'b', AT(lines), TOKENIZE, "every line a text of its own"},
-    {"count", NULL, 'b', AT(count), TOKENIZE, "print the number of tokens only"},
-    {"tensors", NULL, 'b', AT(tensors), INFO, "list every tensor"},
-    {"dtype", "T", 's', AT(dtype), TRAIN | INIT,
+    {"temperature", REAL("X", s.temperature), GENERATE, "randomness; 0: greedy"},
+    {"top-k", INT(top_k), GENERATE, "draw from the N likeliest tokens"},
+    {"top-p", REAL("X", s.top_p), GENERATE, "draw from the likeliest tokens of mass X"},
+    {"repetition-penalty", REAL("X", s.repetition_penalty), GENERATE, "above 1: repeat less"},
+    {"stop", LIST("TEXT", stop), GENERATE, "stop before this text; may be repeated"},
+    /* the other commands */
+    {"add-start-token", FLAG(add_start_token), EVAL, "(always on for perplexities; accepted)"},
+    {"decode", FLAG(decode), TOKENIZE, "ids in, text out"},
+    {"lines", FLAG(lines), TOKENIZE, "every line a text of its own"},
+    {"count", FLAG(count), TOKENIZE, "print the number of tokens only"},
+    {"tensors", FLAG(tensors), INFO, "list every tensor"},
+    {"dtype", TEXT("T", r.dtype), TRAIN | INIT,
      "f32, f16 or bf16 for what is saved; default: as the base"},
-    {"device", "D", 's', AT(device), ALL_COMMANDS, "cpu"},
-    {"cpu", "K", 's', AT(cpu), ALL_COMMANDS,
-     "kernels: reference, baseline, avx2 or avx512 (the best)"},
-    {"threads", "N", 'i', AT(threads), ALL_COMMANDS, "processors to use (all)"},
-    {"json", NULL, 'b', AT(json), EVAL | GENERATE | INFO, "one JSON object on standard output"},
+    {"device", TEXT("D", device), ANY, "cpu"},
+    {"cpu", TEXT("K", cpu), ANY, "kernels: reference, baseline, avx2 or avx512 (the best)"},
+    {"threads", INT(threads), ANY, "processors to use (all)"},
+    {"json", FLAG(json), EVAL | GENERATE | INFO, "one JSON object on standard output"},
 };
-#undef AT
+#undef TEXT
+#undef LIST
+#undef REAL
+#undef INT
+#undef FLAG
 
+/* Older names of Hugging Face's, names of its example scripts, and short forms. */
 static const struct { const char *alias, *name; } option_aliases[] = {
     {"evaluation-strategy", "eval-strategy"}, {"batch-size", "per-device-train-batch-size"},
     {"eval-batch-size", "per-device-eval-batch-size"}, {"lr", "learning-rate"},
@@ -9929,46 +10064,63 @@ static const struct { const char *alias, *name; } option_aliases[] = {
     {"validation-file", "eval-data"}, {"max-seq-length", "max-length"},
 };
 
-static const struct { const char *name; command bit; const char *help; } command_table[] = {
-    {"train", TRAIN, "fine-tune a model on text or on prompts and completions"},
-    {"eval", EVAL, "loss, perplexity and, with completions, exact match"},
-    {"generate", GENERATE, "continue a prompt"},
-    {"tokenize", TOKENIZE, "text to token ids, and back"},
-    {"info", INFO, "architecture, parameters, memory"},
-    {"init", INIT, "a model directory with random weights"},
-};
-
 /* -- Small things ---------------------------------------------------------------------- */
-static volatile sig_atomic_t
-    interrupted; /* the program's one global: signals have no argument */
+
+/* The program's only globals: a signal handler has no argument, and may do next to nothing;
+ * it sets a flag, and calls nxt_cancel, which is made for it. */
+static volatile sig_atomic_t interrupted;
 static nxt_context *volatile signal_context;
 
-PRINTF_LIKE(1, 2)
-static int usage_error(const char *format, ...) {
+/* A sentence for people; the status is handed back, to be returned by whoever complains. */
+PRINTF_LIKE(2, 3)
+static int complain(int status, const char *format, ...) {
     va_list args;
     va_start(args, format);
     fputs("neoxtune: ", stderr);
     vfprintf(stderr, format, args);
     fputs("\n", stderr);
     va_end(args);
-    return 2;
+    return status;
 }
 
-static int no_memory(void) {
-    fputs("neoxtune: out of memory\n", stderr);
-    return 1;
-}
+static int no_memory(void) { return complain(FAILED, "out of memory"); }
 
-/* The library's sentence, and the exit status for it: 1, or 130 when interrupted. */
+/* The library's sentence, and the exit status for it. */
 static int report(const nxt_context *cx, nxt_status status) {
     if (status == NXT_OK) return 0;
-    fprintf(stderr, "neoxtune: %s\n", nxt_error_message(cx));
-    return status == NXT_CANCELLED ? 130 : 1;
+    complain(FAILED, "%s", nxt_error_message(cx));
+    return status == NXT_CANCELLED ? INTERRUPTED : FAILED;
 }
 
+/* Notes and warnings of the library: it never prints, so the program says how. */
 static void print_log(void *user, nxt_log_level level, const char *line) {
     (void)user;
     fprintf(stderr, "%s%s\n", level == NXT_LOG_WARNING ? "warning: " : "", line);
+}
+
+static int64_t least(int64_t a, int64_t b) { return a < b ? a : b; }
+
+/* The monotonic clock: unlike the time of day it is never set back. */
+static double now_seconds(void) {
+    struct timespec t;
+    clock_gettime(CLOCK_MONOTONIC, &t);
+    return (double)t.tv_sec + 1e-9 * (double)t.tv_nsec;
+}
+
+/* A number as people read it, to three digits, in powers of 1000, as disks are sold.
+ *
+ * By value: in C11 such a result, and so its array, lives until the call it is an argument
+ * of has returned, which is as long as printf needs it. */
+typedef struct short_text { char text[32]; } short_text;
+
+static short_text human(int64_t number) {
+    static const char *const unit[] = {"bytes", "KB", "MB", "GB", "TB"};
+    short_text s;
+    double x = (double)number;
+    int u = 0;
+    while (x >= 1000 && u < 4) x /= 1000, u++;
+    snprintf(s.text, sizeof s.text, u ? "%.3g %s" : "%.0f %s", x, unit[u]);
+    return s;
 }
 
 /* Bytes of the UTF-8 character at p, of n that are left; 0: not valid. */
@@ -9984,7 +10136,8 @@ static size_t character_size(const unsigned char *p, size_t n) {
     return size;
 }
 
-/* A JSON string. A byte that is no UTF-8 becomes U+FFFD, as in Python. */
+/* A JSON string. A model can be made to write any bytes at all, JSON must be UTF-8: a byte
+ * that is not becomes U+FFFD, as in Python. */
 static void print_json_text(FILE *f, const char *text, size_t n) {
     fputc('"', f);
     for (size_t i = 0, size; i < n; i += size) {
@@ -10000,14 +10153,40 @@ static void print_json_text(FILE *f, const char *text, size_t n) {
     fputc('"', f);
 }
 
-/* -- Options --------------------------------------------------------------------------- */
-static bool same_name(const char *a, const char *b) { /* - and _ are one character */
-    for (; *a || *b; a++, b++)
-        if ((*a == '_' ? '-' : *a) != (*b == '_' ? '-' : *b)) return false;
-    return true;
+/* JSON knows no NaN and no infinity. */
+static void print_number(const char *before, double x) {
+    if (isfinite(x)) printf("%s%.9g", before, x);
+    else printf("%snull", before);
 }
 
-/* By name or alias, among those of the command. */
+/* A file, or standard input, whole, with a NUL behind it. The caller frees it. */
+static int read_all(const char *path, char **out, size_t *n) {
+    FILE *f = path && strcmp(path, "-") ? fopen(path, "rb") : stdin, *memory;
+    char block[16384];
+    if (!f) return complain(FAILED, "%s: cannot open: %s", path, strerror(errno));
+    *out = NULL;
+    memory = open_memstream(out, n);
+    for (size_t got; memory && (got = fread(block, 1, sizeof block, f)) > 0;)
+        fwrite(block, 1, got, memory);
+    int status = 0;
+    if (ferror(f)) status = complain(FAILED, "%s: cannot read: %s", path, strerror(errno));
+    else if (!memory || ferror(memory)) status = no_memory();
+    if (memory && fclose(memory) != 0 && !status) status = no_memory();
+    if (f != stdin) fclose(f);
+    if (status) free(*out);
+    return status;
+}
+
+/* -- Options --------------------------------------------------------------------------- */
+
+/* Python's names have _ where a command line has -; both are meant. b may end at a comma. */
+static bool same_name(const char *a, const char *b) {
+    while (*a && *b != ',' && (*a == '_' ? '-' : *a) == (*b == '_' ? '-' : *b)) a++, b++;
+    return !*a && (!*b || *b == ',');
+}
+
+/* By name or alias, among those of the command. A name stands once in the table, with all
+ * commands that know it, so that it means the same everywhere. */
 static const option *find_option(const char *name, int commands) {
     for (int64_t i = 0; i < COUNT(option_aliases); i++)
         if (same_name(name, option_aliases[i].alias)) name = option_aliases[i].name;
@@ -10017,7 +10196,10 @@ static const option *find_option(const char *name, int commands) {
     return NULL;
 }
 
-/* Edit distance, for "did you mean": one row of the usual table. */
+/* Edit distance [Levenshtein66], for "did you mean": the fewest insertions, deletions and
+ * changes of a character that make one name the other. With d(i, j) for the first i and j
+ * characters it is the least of  d(i-1, j) + 1,  d(i, j-1) + 1  and  d(i-1, j-1) + (a_i is
+ * not b_j);  row i of that table replaces row i - 1 in place. */
 static int distance(const char *a, const char *b) {
     int row[64];
     const int n = (int)strlen(b);
@@ -10028,145 +10210,146 @@ static int distance(const char *a, const char *b) {
         row[0] = i;
         for (int j = 1; j <= n; j++) {
             const int up = row[j], same = (a[i - 1] == '_' ? '-' : a[i - 1]) == b[j - 1];
-            int best = diagonal + !same;
-            if (up + 1 < best) best = up + 1;
-            if (row[j - 1] + 1 < best) best = row[j - 1] + 1;
-            row[j] = best;
+            const int either = (int)least(up + 1, row[j - 1] + 1);
+            row[j] = (int)least(diagonal + !same, either);
             diagonal = up;
         }
     }
     return row[n];
 }
 
-/* Most unknown options are typing mistakes. */
+/* Whether the candidate is nearer than the best so far, which it then is itself. */
+static bool is_nearer(const char *name, const char *candidate, int *best) {
+    const int d = distance(name, candidate);
+    if (d >= *best) return false;
+    *best = d;
+    return true;
+}
+
+/* Most unknown options are typing mistakes. Farther than five changes, a guess would be about
+ * as long as the name itself, and mislead. */
 static int unknown_option(const char *name, int commands) {
     const char *nearest = NULL;
     int best = 6;
     for (int64_t i = 0; i < COUNT(option_table); i++)
-        if (option_table[i].commands & commands) {
-            int d = distance(name, option_table[i].name);
-            if (d < best) best = d, nearest = option_table[i].name;
-        }
-    if (nearest) return usage_error("unknown option --%s; did you mean --%s?", name, nearest);
-    return usage_error("unknown option --%s; --help lists the options", name);
+        if ((option_table[i].commands & commands)
+            && is_nearer(name, option_table[i].name, &best))
+            nearest = option_table[i].name;
+    if (!nearest) return complain(USAGE, "unknown option --%s; --help lists the options", name);
+    return complain(USAGE, "unknown option --%s; did you mean --%s?", name, nearest);
 }
 
-static int set_list(const char **list, int64_t capacity, int64_t *count, const char *name,
-                    const char *value) {
-    if (*count == capacity) return usage_error("--%s is given too often", name);
-    list[(*count)++] = value;
-    return 0;
-}
-
-/* A word out of a few. Returns its place, or -1 after saying what there is. */
-static int choose_word(const char *option_name, const char *value, const char *const *words,
-                       int n) {
-    for (int i = 0; i < n; i++)
-        if (same_name(value, words[i])) return i;
-    char list[160] = "";
-    for (int i = 0; i < n; i++) {
-        size_t used = strlen(list);
-        snprintf(list + used, sizeof list - used, "%s%s", i ? ", " : "", words[i]);
+/* The place of a word in a list, "no, steps, epoch"; -1 after saying what there is. The list
+ * is one text because that is how the sentence needs it. */
+static int choose_word(const char *option_name, const char *value, const char *list) {
+    const char *word = list;
+    for (int i = 0; word; i++) {
+        if (same_name(value, word)) return i;
+        word = strchr(word, ',');
+        if (word) word += 2;
     }
-    usage_error("--%s: \"%s\" is none of %s", option_name, value, list);
+    complain(USAGE, "--%s: \"%s\" is none of %s", option_name, value, list);
     return -1;
 }
 
-/* Sets one option from its text. Returns 0, or 2 after saying what is wrong. */
+/* Sets one option from its text. Numbers below 0 are refused here for all: none of the options
+ * has a use for one. */
 static int set_option(options *o, const option *p, const char *value) {
-    char *end, *field = (char *)o + p->field;
-    errno = 0;
+    void *field = (char *)o + p->field;
+    text_list *list = field;
+    char *end;
     if (p->kind == 's') *(const char **)field = value;
-    else if (p->kind == 'b') {
-        static const char *const words[] = {"false", "no", "0", "true", "yes", "1"};
-        const int word = choose_word(p->name, value, words, 6);
-        if (word < 0) return 2;
-        *(int *)field = word > 2;
-    } else if (p->kind == 'd') {
-        *(double *)field = strtod(value, &end);
-        if (*end || end == value || errno || !isfinite(*(double *)field))
-            return usage_error("--%s: \"%s\" is not a number", p->name, value);
-        if (*(double *)field < 0)
-            return usage_error("--%s: \"%s\" is below 0", p->name, value);
-    } else if (p->kind == 'i') {
-        const double x = strtod(value, &end); /* 1e4 is welcome */
-        if (*end || end == value || !(fabs(x) <= 9e15) || x != floor(x))
-            return usage_error("--%s: \"%s\" is not a whole number", p->name, value);
-        if (x < 0) return usage_error("--%s: \"%s\" is below 0", p->name, value);
-        *(int64_t *)field = (int64_t)x;
-    } else if (!strcmp(p->name, "data")) {
-        return set_list(o->data, COUNT(o->data), &o->data_count, p->name, value);
-    } else {
-        return set_list(o->stop, COUNT(o->stop), &o->stop_count, p->name, value);
+    if (p->kind == 'l') {
+        if (list->count == COUNT(list->text))
+            return complain(USAGE, "--%s is given too often", p->name);
+        list->text[list->count++] = value;
     }
+    if (p->kind == 'b') {
+        const int word = choose_word(p->name, value, "false, no, 0, true, yes, 1");
+        if (word < 0) return USAGE;
+        *(int *)field = word > 2;
+    }
+    if (p->kind != 'i' && p->kind != 'd') return 0;
+    errno = 0;
+    const double x = strtod(value, &end); /* integers too: 1e4 is welcome, 2^53 is enough */
+    const bool whole = p->kind == 'i', number = !*end && end != value;
+    if (whole && (!number || !(fabs(x) <= 9e15) || x != floor(x)))
+        return complain(USAGE, "--%s: \"%s\" is not a whole number", p->name, value);
+    if (!whole && (!number || errno || !isfinite(x)))
+        return complain(USAGE, "--%s: \"%s\" is not a number", p->name, value);
+    if (x < 0) return complain(USAGE, "--%s: \"%s\" is below 0", p->name, value);
+    if (whole) *(int64_t *)field = (int64_t)x;
+    else *(double *)field = x;
     return 0;
 }
 
 /* Reading options from a file goes through the same table. */
 typedef struct config_reader {
     options *o;
-    int command;
+    int commands;
+    bool strict; /* a name that is no option is an error: the file was written by the user */
     int status;
-    bool strict; /* a name that is no option is an error (a file the user wrote) */
 } config_reader;
 
+/* One name and value; nxt_options_read calls this for every item of a list, so that lists of
+ * a file and options that are repeated are the same thing. */
 static void take_config(void *user, const char *name, const char *value) {
     config_reader *r = user;
-    const option *p = find_option(name, r->command);
+    const option *p = find_option(name, r->commands);
     if (r->status || same_name(name, "neoxtune")) return; /* run.json's version */
-    if (!p) r->status = r->strict ? unknown_option(name, r->command) : 0;
-    else r->status = set_option(r->o, p, value); /* values live as long as the context */
+    if (p) r->status = set_option(r->o, p, value); /* values live as long as the context */
+    else if (r->strict) r->status = unknown_option(name, r->commands);
 }
 
+static int read_options(nxt_context *cx, const char *path, config_reader r) {
+    DO(report(cx, nxt_options_read(cx, path, take_config, &r)));
+    return r.status;
+}
+
+/* --name value, --name=value, --flag, --list a b c, and one bare file name for tokenize. Read
+ * from left to right, the last one wins: what follows --config-file changes what it said, and
+ * a script can add options to those it was given. */
 static int parse_options(options *o, nxt_context *cx, int commands, int argc, char **argv) {
     for (int i = 2; i < argc; i++) {
-        const char *a = argv[i];
+        const char *a = argv[i], *value = strchr(a, '=');
         char name[64];
         if (a[0] != '-' || !a[1]) {
             if (commands != TOKENIZE || o->file)
-                return usage_error("unexpected \"%s\"; options begin with --", a);
+                return complain(USAGE, "unexpected \"%s\"; options begin with --", a);
             o->file = a;
             continue;
         }
-        if (a[1] != '-') return usage_error("unknown option %s; options begin with --", a);
-        const char *value = strchr(a, '=');
+        if (a[1] != '-') return complain(USAGE, "unknown option %s; options begin with --", a);
         snprintf(name, sizeof name, "%.*s", value ? (int)(value - a - 2) : 60, a + 2);
-        const bool config_file = same_name(name, "config-file");
-        const option *p = config_file ? NULL : find_option(name, commands);
-        if (!p && !config_file) return unknown_option(name, commands);
+        const bool file = same_name(name, "config-file");
+        const option *p = file ? NULL : find_option(name, commands);
+        if (!p && !file) return unknown_option(name, commands);
         if (value) value++;
         else if (p && p->kind == 'b') value = "true";
         else if (++i < argc) value = argv[i];
-        else return usage_error("--%s needs a value", name);
-        if (config_file) {
-            config_reader r = {.o = o, .command = commands, .strict = true};
-            if (nxt_options_read(cx, value, take_config, &r) != NXT_OK)
-                return report(cx, NXT_FORMAT);
-            if (r.status) return r.status;
-            continue;
-        }
-        int status = set_option(o, p, value);
-        if (status) return status;
-        while (p->kind == 'l' && i + 1 < argc && argv[i + 1][0] != '-') /* --data A B C */
-            if ((status = set_option(o, p, argv[++i]))) return status;
+        else return complain(USAGE, "--%s needs a value", name);
+        if (p) DO(set_option(o, p, value));
+        else DO(read_options(cx, value, (config_reader){o, commands, true, 0}));
+        while (p && p->kind == 'l' && i + 1 < argc && argv[i + 1][0] != '-')
+            DO(set_option(o, p, argv[++i]));
     }
     return 0;
 }
 
-/* The library's defaults; what they leave open is decided when the model is known. */
+/* The library's defaults; what they leave open is decided when the model is known. A config
+ * that is all zeros would be a wrong one, which is why it comes from a function. */
 static options default_options(void) {
     options o = {.d = nxt_data_config_default(), .t = nxt_train_config_default(),
                  .r = nxt_run_config_default(), .s = nxt_sample_config_default(),
-                 .seed = 42, .max_new_tokens = 64, .eval_batch_size = 8};
-    o.d.max_length = 0;
+                 .max_new_tokens = 64};
     return o;
 }
 
-/* Options that would silently do nothing are refused. */
+/* Options that would silently do nothing are refused: a run that ignores one looks like a
+ * run that obeyed, until its results are compared. */
 static int check_conflicts(const options *o) {
     const bool held_out = o->eval_data || o->eval_split > 0;
-    const struct { bool bad; const char *why;
-    } rules[] = {
+    const struct { bool bad; const char *why; } rules[] = {
         {o->d.prompt_column && !o->d.completion_column && !o->d.template_text && !o->prompts,
          "--prompt-column needs --completion-column"},
         {o->d.text_column && o->d.completion_column,
@@ -10180,152 +10363,52 @@ static int check_conflicts(const options *o) {
         {o->eval_split >= 1 || o->test_split >= 1, "a split is a share below 1"},
     };
     for (int64_t i = 0; i < COUNT(rules); i++)
-        if (rules[i].bad) return usage_error("%s", rules[i].why);
+        if (rules[i].bad) return complain(USAGE, "%s", rules[i].why);
     return 0;
 }
 
-/* Words to enumerators, and what one option implies for another. */
+/* Words to enumerators, and what one option implies for another. Each list has the order of
+ * its enumerators; a word without a choice to make is only checked. Held-out data is there to
+ * be used, so it implies an evaluation every epoch; top-k and top-p are ways to draw, so they
+ * imply the temperature that leaves the model's probabilities as they are. */
 static int settle_options(options *o) {
-    static const char *const truncations[] = {"auto", "right", "left", "prompt", "error"};
-    static const char *const trained[] = {"completion", "all"};
-    static const char *const schedules[] = {"linear", "cosine", "constant",
-                                            "constant-with-warmup"};
-    static const char *const whens[] = {"no", "steps", "epoch"};
-    static const char *const optims[] = {"adamw", "adamw-torch", "adamw-torch-fused",
-                                         "adamw-hf"};
-    static const char *const devices[] = {"cpu"};
-    static const char *const dtypes[] = {"f32",     "f16",      "bf16", "float32",
-                                         "float16", "bfloat16", "fp16"};
-    int i = 0;
-    if (o->truncation && (i = choose_word("truncation", o->truncation, truncations, 5)) >= 0)
-        o->d.truncation = (nxt_truncation)i;
-    if (i >= 0 && o->train_on && (i = choose_word("train-on", o->train_on, trained, 2)) >= 0)
-        o->d.train_on_all = i;
-    if (i >= 0 && o->schedule &&
-        (i = choose_word("lr-scheduler-type", o->schedule, schedules, 4)) >= 0)
-        o->t.schedule = (nxt_schedule)i;
-    o->r.eval_when = o->eval_data || o->eval_split > 0 ? NXT_EPOCH : NXT_NEVER;
-    if (i >= 0 && o->eval_strategy &&
-        (i = choose_word("eval-strategy", o->eval_strategy, whens, 3)) >= 0)
-        o->r.eval_when = (nxt_when)i;
-    if (i >= 0 && o->save_strategy &&
-        (i = choose_word("save-strategy", o->save_strategy, whens, 3)) >= 0)
-        o->r.save_when = (nxt_when)i;
-    if (i >= 0 && o->optim) i = choose_word("optim", o->optim, optims, 4);
-    if (i >= 0 && o->device) i = choose_word("device", o->device, devices, 1);
-    if (i >= 0 && o->dtype) i = choose_word("dtype", o->dtype, dtypes, 7);
-    if (i < 0 || check_conflicts(o)) return 2;
-    o->d.append_eos = o->no_eos ? 0 : o->yes_eos ? 1 : -1;
-    o->d.skip_bad_lines = o->skip_bad_lines;
+    int truncation = NXT_TRUNCATE_AUTO, schedule = NXT_SCHEDULE_LINEAR, checked;
+    int eval_when = o->eval_data || o->eval_split > 0 ? NXT_EPOCH : NXT_NEVER;
+    int save_when = (int)o->r.save_when;
+    const struct { const char *name, *value, *words; int *choice; } words[] = {
+        {"truncation", o->truncation, "auto, right, left, prompt, error", &truncation},
+        {"train-on", o->train_on, "completion, all", &o->d.train_on_all},
+        {"lr-scheduler-type", o->schedule, "linear, cosine, constant, constant-with-warmup",
+         &schedule},
+        {"eval-strategy", o->eval_strategy, "no, steps, epoch", &eval_when},
+        {"save-strategy", o->save_strategy, "no, steps, epoch", &save_when},
+        {"optim", o->optim, "adamw, adamw-torch, adamw-torch-fused, adamw-hf", &checked},
+        {"device", o->device, "cpu", &checked},
+        {"dtype", o->r.dtype, "f32, f16, bf16, float32, float16, bfloat16, fp16", &checked},
+    };
+    for (int64_t i = 0; i < COUNT(words); i++) {
+        if (!words[i].value) continue;
+        *words[i].choice = choose_word(words[i].name, words[i].value, words[i].words);
+        if (*words[i].choice < 0) return USAGE;
+    }
+    o->d.truncation = (nxt_truncation)truncation;
+    o->t.schedule = (nxt_schedule)schedule;
+    o->r.eval_when = (nxt_when)eval_when, o->r.save_when = (nxt_when)save_when;
+    DO(check_conflicts(o));
+    o->d.append_eos = o->no_append_eos ? 0 : o->append_eos ? 1 : -1;
     o->t.shuffle = !o->no_shuffle;
-    o->t.seed = o->s.seed = (uint64_t)o->seed;
+    o->s.seed = o->t.seed;
     o->s.top_k = (int)o->top_k;
     if ((o->top_k > 0 || o->s.top_p < 1) && o->s.temperature == 0) o->s.temperature = 1;
-    o->r.eval_batch_size = o->eval_batch_size;
-    o->r.load_best_model_at_end = o->load_best;
-    o->r.dtype = o->dtype;
     return 0;
 }
 
-static void print_help(int commands) {
-    if (!commands) {
-        puts("neoxtune: fine-tune GPT-NeoX (Pythia) models, without Python\n\nusage: neoxtune "
-             "COMMAND "
-             "[OPTIONS]       neoxtune COMMAND --help\n");
-        for (int64_t i = 0; i < COUNT(command_table); i++)
-            printf("  %-10s %s\n", command_table[i].name, command_table[i].help);
-        puts("\n  neoxtune train --model pythia-70m --data notes.txt --block-size 128 "
-             "--output-dir tuned");
-        return;
-    }
-    for (int64_t i = 0; i < COUNT(command_table); i++)
-        if ((int)command_table[i].bit == commands)
-            printf("neoxtune %s: %s\n\n", command_table[i].name, command_table[i].help);
-    for (int64_t i = 0; i < COUNT(option_table); i++)
-        if (option_table[i].commands & commands) {
-            char left[64];
-            snprintf(left, sizeof left, "--%s %s", option_table[i].name,
-                     option_table[i].value ? option_table[i].value : "");
-            printf("  %-36s %s\n", left, option_table[i].help);
-        }
-    printf("  %-36s %s\n", "--config-file F.json", "the same options from a file");
-}
-
-/* -- Where a model is ------------------------------------------------------------------ */
-static bool file_exists(const char *dir, const char *name) {
-    char path[4096];
-    struct stat st;
-    snprintf(path, sizeof path, "%.3000s%s%.1000s", dir, *name ? "/" : "", name);
-    return stat(path, &st) == 0;
-}
-
-/* A hub-cache folder keeps versions below snapshots/; refs/main names the one in use. */
-static bool find_snapshot(const char *folder, char *out, size_t n) {
-    char path[4096], version[256] = "";
-    snprintf(path, sizeof path, "%.4000s/refs/main", folder);
-    FILE *f = fopen(path, "r");
-    if (f) {
-        if (!fgets(version, sizeof version, f)) version[0] = 0;
-        version[strcspn(version, "\r\n")] = 0;
-        fclose(f);
-    }
-    snprintf(path, sizeof path, "%.4000s/snapshots", folder);
-    if (version[0] && file_exists(path, version)) {
-        snprintf(out, n, "%.2000s/%.200s", path, version);
-        return true;
-    }
-    DIR *d = opendir(path);
-    bool found = false;
-    for (const struct dirent *e; d && !found && (e = readdir(d));)
-        if (e->d_name[0] != '.') {
-            snprintf(out, n, "%.2000s/%.255s", path, e->d_name);
-            found = file_exists(out, "config.json");
-        }
-    if (d) closedir(d);
-    return found;
-}
-
-/* "org/name" in the local cache: $HF_HUB_CACHE, $HF_HOME/hub, ~/.cache/huggingface/hub. */
-static bool find_in_cache(const char *name, char *out, size_t n) {
-    char folder[4096], safe[512];
-    const char *cache = getenv("HF_HUB_CACHE"), *hf = getenv("HF_HOME"), *home = getenv("HOME");
-    size_t k = 0;
-    for (const char *p = name; *p && k + 3 < sizeof safe; p++) {
-        if (*p == '/') safe[k++] = '-', safe[k++] = '-';
-        else safe[k++] = *p;
-    }
-    safe[k] = 0;
-    if (cache) snprintf(folder, sizeof folder, "%.2000s/models--%s", cache, safe);
-    else if (hf) snprintf(folder, sizeof folder, "%.2000s/hub/models--%s", hf, safe);
-    else snprintf(folder, sizeof folder, "%.2000s/.cache/huggingface/hub/models--%.500s",
-                  home ? home : "", safe);
-    return find_snapshot(folder, out, n);
-}
-
-/* A directory, a cache folder or a hub name becomes a directory; else how to get one. */
-static int find_model(const char *name, char *out, size_t n) {
-    if (!name) return usage_error("--model is missing");
-    snprintf(out, n, "%s", name);
-    if (file_exists(name, "config.json") || find_snapshot(name, out, n)) return 0;
-    const char *slash = strchr(name, '/');
-    const bool hub =
-        slash && slash != name && slash[1] && !strchr(slash + 1, '/') && name[0] != '.';
-    if (hub && find_in_cache(name, out, n)) return 0;
-    struct stat st;
-    if (stat(name, &st) == 0) {
-        fprintf(stderr, "neoxtune: %s: no config.json in it: not a model directory\n", name);
-        return 1;
-    }
-    fprintf(stderr, "neoxtune: %s: no such model directory\n", name);
-    if (hub)
-        fprintf(stderr, "To download it:\n  mkdir -p %s && cd %s && for f in config.json "
-                "tokenizer.json tokenizer_config.json model.safetensors; do\n"
-                "    curl -fLO https://huggingface.co/%s/resolve/main/$f; done\n",
-                slash + 1, slash + 1, name);
-    return 1;
-}
-
-/* -- What every command begins with ---------------------------------------------------- */
+/* What a command has made so far. Each thing is made from those before it, which is also what
+ * a host that embeds the library goes through:
+ *
+ *     context -> model, tokenizer -> datasets -> trainer -> run         to train
+ *                model, tokenizer -> session -> feed, sample, ...       to generate
+ */
 typedef struct app {
     options o;
     nxt_context *cx;
@@ -10335,11 +10418,13 @@ typedef struct app {
     nxt_trainer *trainer;
     nxt_run *run;
     nxt_session *session;
+    int64_t capacity; /* tokens of a sequence of the session */
     char dir[4096];
     nxt_model_info info;
 } app;
 
-/* In the reverse order of making; whatever was not made is NULL. */
+/* In the reverse order of making; whatever was not made is NULL, so that every command may
+ * return from anywhere and leaves nothing behind. */
 static void close_app(app *a) {
     signal_context = NULL;
     nxt_session_destroy(a->session);
@@ -10353,49 +10438,109 @@ static void close_app(app *a) {
     nxt_context_destroy(a->cx);
 }
 
-/* The model's own record of how its data was prepared, where it has one. */
+/* -- Where a model is ------------------------------------------------------------------ */
+
+/* name "": the directory itself. */
+static bool file_exists(const char *dir, const char *name) {
+    char path[4096];
+    struct stat st;
+    snprintf(path, sizeof path, "%.3000s%s%.1000s", dir, *name ? "/" : "", name);
+    return stat(path, &st) == 0;
+}
+
+/* A hub-cache folder keeps versions below snapshots/; refs/main names the one in use:
+ *
+ *     models--EleutherAI--pythia-70m/refs/main                       holds "a39f36b1..."
+ *     models--EleutherAI--pythia-70m/snapshots/a39f36b1.../config.json
+ *
+ * Without that file any version that has a config will do. */
+static bool find_snapshot(app *a, const char *folder) {
+    char path[4096];
+    const char *version;
+    snprintf(path, sizeof path, "%.4000s/refs/main", folder);
+    if (!file_exists(path, "") || nxt_text_read(a->cx, path, &version) != NXT_OK) version = "";
+    const int n = (int)least((int64_t)strcspn(version, "\r\n"), 200);
+    snprintf(path, sizeof path, "%.4000s/snapshots", folder);
+    snprintf(a->dir, sizeof a->dir, "%.2000s/%.*s", path, n, version);
+    if (n && file_exists(a->dir, "")) return true;
+    DIR *d = opendir(path);
+    bool found = false;
+    for (const struct dirent *e; d && !found && (e = readdir(d));) {
+        snprintf(a->dir, sizeof a->dir, "%.2000s/%.255s", path, e->d_name);
+        found = e->d_name[0] != '.' && file_exists(a->dir, "config.json");
+    }
+    if (d) closedir(d);
+    return found;
+}
+
+/* "org/name" in the local cache: $HF_HUB_CACHE, $HF_HOME/hub, ~/.cache/huggingface/hub, the
+ * first of these that is set, as huggingface_hub looks. slash: the one in name. */
+static bool find_in_cache(app *a, const char *name, const char *slash) {
+    char folder[4096];
+    const char *cache = getenv("HF_HUB_CACHE"), *hf = getenv("HF_HOME"), *home = getenv("HOME");
+    const char *below = cache ? "" : hf ? "/hub" : "/.cache/huggingface/hub";
+    snprintf(folder, sizeof folder, "%.2000s%s/models--%.*s--%.250s",
+             cache ? cache : hf ? hf : home ? home : "", below, (int)least(slash - name, 250),
+             name, slash + 1);
+    return find_snapshot(a, folder);
+}
+
+/* A directory, a cache folder or a hub name becomes a directory, in this order: what lies here
+ * is never replaced by what was downloaded once. There is no download in this program, but
+ * the error says how to make one. */
+static int find_model(app *a) {
+    const char *name = a->o.model, *slash = name ? strchr(name, '/') : NULL;
+    if (!name) return complain(USAGE, "--model is missing");
+    const bool hub =
+        slash && slash != name && slash[1] && !strchr(slash + 1, '/') && name[0] != '.';
+    const bool here = file_exists(name, "config.json");
+    if (!here && (find_snapshot(a, name) || (hub && find_in_cache(a, name, slash)))) return 0;
+    snprintf(a->dir, sizeof a->dir, "%s", name);
+    if (here) return 0;
+    if (file_exists(name, ""))
+        return complain(FAILED, "%s: no config.json in it: not a model directory", name);
+    complain(FAILED, "%s: no such model directory", name);
+    if (hub)
+        fprintf(stderr, "To download it:\n  mkdir -p %s && cd %s && for f in config.json "
+                "tokenizer.json tokenizer_config.json model.safetensors; do\n"
+                "    curl -fLO https://huggingface.co/%s/resolve/main/$f; done\n",
+                slash + 1, slash + 1, name);
+    return FAILED;
+}
+
+/* -- What every command begins with ---------------------------------------------------- */
+
+/* A model that was trained here is evaluated and asked as it was trained: its run.json holds
+ * the template and the columns, and what the command line says wins over them. Block size
+ * and length belong to training and to its loss, not to prompts. */
 static int read_record(app *a, int commands) {
     char path[4200];
+    options was = default_options(), *o = &a->o;
+    const int known = commands & (EVAL | GENERATE);
     snprintf(path, sizeof path, "%s/run.json", a->dir);
-    config_reader r = {.o = &a->o, .command = commands & (EVAL | GENERATE)};
-    if (!r.command || !file_exists(a->dir, "run.json")) return 0;
-    options given = a->o;
-    a->o = default_options();
-    if (nxt_options_read(a->cx, path, take_config, &r) != NXT_OK)
-        return report(a->cx, NXT_FORMAT);
-    if (r.status) return 1;
-    const int yes_eos = a->o.yes_eos, no_eos = a->o.no_eos;
-    nxt_data_config recorded = a->o.d; /* the data options alone are taken over */
-    const char *truncation = a->o.truncation, *train_on = a->o.train_on;
-    int64_t max_length = a->o.max_length;
-    a->o = given;
-    nxt_data_config *d = &a->o.d;
-    if (!d->block_size && !a->o.max_length) {
-        d->block_size = commands == EVAL ? recorded.block_size : 0;
-        if (commands == EVAL) a->o.max_length = max_length;
+    if (!known || !file_exists(a->dir, "run.json")) return 0;
+    if (read_options(a->cx, path, (config_reader){&was, known, false, 0})) return FAILED;
+    if (commands == EVAL && !o->d.block_size && !o->max_length)
+        o->d.block_size = was.d.block_size, o->max_length = was.max_length;
+    if (!o->d.template_text && !o->d.text_column && !o->d.completion_column) {
+        o->d.template_text = was.d.template_text, o->d.text_column = was.d.text_column;
+        o->d.prompt_column = was.d.prompt_column;
+        o->d.completion_column = was.d.completion_column;
     }
-    if (!d->template_text && !d->text_column && !d->completion_column) {
-        d->template_text = recorded.template_text, d->text_column = recorded.text_column;
-        d->prompt_column = recorded.prompt_column;
-        d->completion_column = recorded.completion_column;
-    }
-    if (!a->o.yes_eos && !a->o.no_eos) a->o.yes_eos = yes_eos, a->o.no_eos = no_eos;
-    if (!a->o.truncation) a->o.truncation = truncation;
-    if (!a->o.train_on) a->o.train_on = train_on;
+    if (!o->append_eos && !o->no_append_eos)
+        o->append_eos = was.append_eos, o->no_append_eos = was.no_append_eos;
+    if (!o->truncation) o->truncation = was.truncation;
+    if (!o->train_on) o->train_on = was.train_on;
     return 0;
 }
 
-/* A template may be given inline, reading \n \t \\ \@, or as @file. */
+/* A template may be given inline, reading \n \t \\ \@, or as @file. Inline, because a shell
+ * passes "\n" on as two characters; a file holds real line ends and is taken as it is. */
 static int read_template(app *a) {
     const char *t = a->o.d.template_text;
     static const char escapes[] = "n\nt\t\\\\@@"; /* letter, what it stands for */
     if (!t) return 0;
-    if (t[0] == '@') {
-        const char *text = NULL;
-        if (nxt_text_read(a->cx, t + 1, &text) != NXT_OK) return report(a->cx, NXT_IO);
-        a->o.d.template_text = text;
-        return 0;
-    }
+    if (t[0] == '@') return report(a->cx, nxt_text_read(a->cx, t + 1, &a->o.d.template_text));
     char *out = malloc(strlen(t) + 1), *p = out;
     if (!out) return no_memory();
     for (; *t; t++) {
@@ -10404,50 +10549,31 @@ static int read_template(app *a) {
         else *p++ = *t;
     }
     *p = 0;
-    const char *kept = NULL;
-    nxt_status status = nxt_text_keep(a->cx, out, &kept);
+    nxt_status status = nxt_text_keep(a->cx, out, &a->o.d.template_text);
     free(out);
-    a->o.d.template_text = kept;
     return report(a->cx, status);
 }
 
-/* Model, tokenizer and the options that depend on them. */
+/* Model, tokenizer and the options that depend on them. The end-of-text token is the
+ * tokenizer's, which wrote the training data; config.json is asked only where it names none.
+ * Options are checked before weights are touched: a mistake costs no waiting. */
 static int open_model(app *a, int commands) {
-    int status = find_model(a->o.model, a->dir, sizeof a->dir);
-    if (status || (status = read_record(a, commands)) || (status = read_template(a))
-        || (status = settle_options(&a->o)))
-        return status;
-    const char *from = a->o.tokenizer ? a->o.tokenizer : a->dir;
-    if (nxt_model_load(&a->model, a->cx, a->dir) != NXT_OK) return report(a->cx, NXT_FORMAT);
+    DO(find_model(a));
+    DO(read_record(a, commands));
+    DO(read_template(a));
+    DO(settle_options(&a->o));
+    ASK(nxt_model_load(&a->model, a->cx, a->dir));
     nxt_model_describe(a->model, &a->info);
-    if (nxt_tokenizer_load(&a->tok, a->cx, from) != NXT_OK) return report(a->cx, NXT_FORMAT);
+    ASK(nxt_tokenizer_load(&a->tok, a->cx, a->o.r.tokenizer ? a->o.r.tokenizer : a->dir));
     a->o.d.eos = nxt_tokenizer_eos(a->tok) >= 0 ? nxt_tokenizer_eos(a->tok) : a->info.eos;
     a->o.d.max_length = a->o.max_length > 0 ? a->o.max_length : a->info.positions;
     return 0;
 }
 
-/* -- train ----------------------------------------------------------------------------- */
-static void on_interrupt(int number) { /* the step in progress ends first; a second one kills */
-    interrupted = 1;
-    if (signal_context) nxt_cancel(signal_context);
-    signal(number, SIG_DFL);
-}
+/* -- What a run will see and need ------------------------------------------------------ */
 
-static void on_bus_error(int number) {
-    static const char text[] = "neoxtune: a weight or data file shrank while it was in use\n";
-    ssize_t ignored = write(2, text, sizeof text - 1);
-    (void)ignored, (void)number;
-    _exit(1);
-}
-
-static void human_bytes(double bytes, char out[32]) {
-    const char *unit[] = {"bytes", "KB", "MB", "GB", "TB"};
-    int u = 0;
-    while (bytes >= 1000 && u < 4) bytes /= 1000, u++;
-    snprintf(out, 32, u ? "%.3g %s" : "%.0f %s", bytes, unit[u]);
-}
-
-/* One number out of a file of the system's; 0 when there is none. */
+/* One number out of a file of the system's, the first line that the format fits; 0 when there
+ * is none, or no such file, as on systems that are not Linux. */
 static double system_number(const char *path, const char *format) {
     char line[256];
     double x = 0;
@@ -10458,7 +10584,8 @@ static double system_number(const char *path, const char *format) {
     return x;
 }
 
-/* Bytes that the machine, or the container, can still give; 0 when neither says. */
+/* Bytes that the machine, or the container, can still give; 0 when neither says. A container's
+ * count includes pages of files, which the kernel takes back before it refuses anything. */
 static double available_memory(void) {
     const double free_bytes = 1024 * system_number("/proc/meminfo", "MemAvailable: %lf");
     const double limit = system_number("/sys/fs/cgroup/memory.max", "%lf");
@@ -10468,90 +10595,156 @@ static double available_memory(void) {
     return limit > 0 && (free_bytes <= 0 || room < free_bytes) ? fmax(room, 1) : free_bytes;
 }
 
-/* What the model will see, before an hour is spent on it: most failed runs are failed data. */
+/* What the model will see, before an hour is spent on it: most failed runs are failed data.
+ * The share that is trained shows a wrong completion, the share that ends in eos a model
+ * that will not learn to stop:
+ *
+ *     train: 30 examples, 728 tokens (longest 29), 8.6% trained, 100.0% end in eos, ...
+ */
 static void print_data_report(const char *label, const nxt_dataset *data) {
     nxt_dataset_info i;
     nxt_dataset_describe(data, &i);
     const double examples = i.examples ? (double)i.examples : 1;
     const double possible = i.tokens > i.examples ? (double)(i.tokens - i.examples) : 1;
-    fprintf(stderr,
-            "%s: %" PRId64 " examples, %" PRId64 " tokens (longest %" PRId64
-            "), %.1f%% trained, "
-            "%.1f%% end in eos, %" PRId64 " truncated; from %s\n",
-            label, i.examples, i.tokens, i.longest, 100 * (double)i.trained_tokens / possible,
+    const struct { int64_t n; const char *kind, *before, *after; } notes[] = {
+        {i.untrained, "warning: ", "", " examples have no token to train on"},
+        {i.completions_cut, "warning: ", "", " completions were longer than the limit and cut"},
+        {i.bad_lines, "warning: ", "", " bad lines were skipped"},
+        {i.dropped_tokens, "", "the last ", " tokens do not fill a block and are dropped"},
+    };
+    fprintf(stderr, "%s: %" PRId64 " examples, %" PRId64 " tokens (longest %" PRId64 "), "
+            "%.1f%% trained, %.1f%% end in eos, %" PRId64 " truncated; from %s\n", label,
+            i.examples, i.tokens, i.longest, 100 * (double)i.trained_tokens / possible,
             100 * (double)i.ends_in_eos / examples, i.truncated, i.columns);
-    if (i.untrained)
-        fprintf(stderr, "warning: %s: %" PRId64 " examples have no token to train on\n", label,
-                i.untrained);
-    if (i.completions_cut)
-        fprintf(stderr,
-                "warning: %s: %" PRId64 " completions were longer than the limit and cut\n",
-                label, i.completions_cut);
-    if (i.bad_lines)
-        fprintf(stderr, "warning: %s: %" PRId64 " bad lines were skipped\n", label,
-                i.bad_lines);
-    if (i.dropped_tokens)
-        fprintf(stderr, "%s: the last %" PRId64 " tokens do not fill a block and are dropped\n",
-                label, i.dropped_tokens);
+    for (int64_t k = 0; k < COUNT(notes); k++)
+        if (notes[k].n)
+            fprintf(stderr, "%s%s: %s%" PRId64 "%s\n", notes[k].kind, label, notes[k].before,
+                    notes[k].n, notes[k].after);
 }
 
-/* Training data, and what is held out of it or given beside it. */
+/* Training data, and what is held out of it or given beside it. The test share leaves first
+ * and by another seed, so that it does not change when the evaluation's share does. */
 static int load_datasets(app *a) {
-    options *o = &a->o;
+    const options *o = &a->o;
     nxt_data_config c = o->d;
+    if (!o->data.count) return complain(USAGE, "--data is missing");
     c.max_samples = o->max_train_samples;
-    if (!o->data_count) return usage_error("--data is missing");
-    if (nxt_dataset_from_files(&a->data, a->tok, o->data, (int)o->data_count, &c) != NXT_OK)
-        return report(a->cx, NXT_FORMAT);
+    ASK(nxt_dataset_from_files(&a->data, a->tok, o->data.text, o->data.count, &c));
     c.max_samples = o->max_eval_samples;
-    if (o->eval_data &&
-        nxt_dataset_from_files(&a->eval, a->tok, &o->eval_data, 1, &c) != NXT_OK)
-        return report(a->cx, NXT_FORMAT);
-    if (o->test_split > 0
-        && nxt_dataset_split(a->data, o->test_split, a->o.t.seed + 1, &a->test) != NXT_OK)
-        return report(a->cx, NXT_ARGUMENT);
-    if (o->eval_split > 0 && !a->eval
-        && nxt_dataset_split(a->data, o->eval_split, a->o.t.seed, &a->eval) != NXT_OK)
-        return report(a->cx, NXT_ARGUMENT);
+    if (o->eval_data) ASK(nxt_dataset_from_files(&a->eval, a->tok, &o->eval_data, 1, &c));
+    if (o->test_split > 0)
+        ASK(nxt_dataset_split(a->data, o->test_split, o->t.seed + 1, &a->test));
+    if (o->eval_split > 0 && !a->eval)
+        ASK(nxt_dataset_split(a->data, o->eval_split, o->t.seed, &a->eval));
     print_data_report("train", a->data);
     if (a->eval) print_data_report("eval", a->eval);
     if (a->test) print_data_report("test", a->test);
     return 0;
 }
 
-/* The memory the run will take, against what the machine has. */
-static int check_memory(app *a) {
-    nxt_memory_plan plan;
+/* Tokens of the largest batch that can occur. */
+static int64_t batch_tokens(const nxt_dataset *data, int64_t batch_size) {
     nxt_dataset_info i;
-    char parts[6][32];
-    nxt_dataset_describe(a->data, &i);
-    int64_t examples = a->o.t.batch_size < i.examples ? a->o.t.batch_size : i.examples;
-    nxt_model_memory(a->model, examples * i.longest, 1, &plan);
-    if (a->eval) { /* evaluation has memory of its own while training's is held */
-        nxt_memory_plan e;
-        nxt_dataset_describe(a->eval, &i);
-        examples = a->o.eval_batch_size < i.examples ? a->o.eval_batch_size : i.examples;
-        nxt_model_memory(a->model, examples * i.longest, 0, &e);
-        plan.activations += e.activations, plan.total += e.activations;
-    }
-    human_bytes((double)plan.total, parts[0]);
-    human_bytes((double)plan.weights, parts[1]);
-    human_bytes((double)plan.gradients, parts[2]);
-    human_bytes((double)plan.optimizer, parts[3]);
-    human_bytes((double)plan.activations, parts[4]);
-    fprintf(stderr, "memory: %s (weights %s, gradients %s, optimizer %s, activations %s)\n",
-            parts[0], parts[1], parts[2], parts[3], parts[4]);
-    const double available = available_memory();
-    if (available <= 0 || (double)plan.total <= available) return 0;
-    human_bytes(available, parts[5]);
-    fprintf(stderr,
-            "neoxtune: this run needs %s of memory and the machine has %s free: use a "
-            "smaller --per-device-train-batch-size, --max-length or --block-size\n",
-            parts[0], parts[5]);
-    return 1;
+    nxt_dataset_describe(data, &i);
+    return least(batch_size, i.examples) * i.longest;
 }
 
-/* Anything in it counts: an earlier run is never mixed with a new one. */
+/* The memory the run will take, against what the machine has: a refusal now is better than
+ * the kernel's kill in the middle of an evaluation. Pages of mapped weights come on top, but
+ * the kernel can drop them at any time. */
+static int check_memory(app *a) {
+    nxt_memory_plan plan, e;
+    nxt_model_memory(a->model, batch_tokens(a->data, a->o.t.batch_size), 1, &plan);
+    if (a->eval) { /* evaluation has memory of its own while training's is held */
+        nxt_model_memory(a->model, batch_tokens(a->eval, a->o.r.eval_batch_size), 0, &e);
+        plan.activations += e.activations, plan.total += e.activations;
+    }
+    fprintf(stderr, "memory: %s (weights %s, gradients %s, optimizer %s, activations %s)\n",
+            human(plan.total).text, human(plan.weights).text, human(plan.gradients).text,
+            human(plan.optimizer).text, human(plan.activations).text);
+    const double available = available_memory();
+    if (available <= 0 || (double)plan.total <= available) return 0;
+    return complain(FAILED, "this run needs %s of memory and the machine has %s free: use a "
+                    "smaller --per-device-train-batch-size, --max-length or --block-size",
+                    human(plan.total).text, human((int64_t)available).text);
+}
+
+/* -- run.json: how a model was made ---------------------------------------------------- */
+/* What could not be known later from the model alone: which rows, in which form, for how long.
+ * It lies in the output directory, beside the weights it explains. */
+static void write_member(FILE *f, const char *name, const char *text, size_t n) {
+    fprintf(f, ",\n  \"%s\": ", name);
+    print_json_text(f, text, n);
+}
+
+/* The template in the spelling that read_template reads: also one that came from a file. */
+static void write_template(FILE *f, const char *t) {
+    char *text = malloc(2 * strlen(t) + 2), *p = text;
+    if (!text) return;
+    if (*t == '@') *p++ = '\\';
+    for (; *t; t++) {
+        if (*t == '\\') *p++ = '\\';
+        *p++ = *t;
+    }
+    write_member(f, "template", text, (size_t)(p - text));
+    free(text);
+}
+
+/* Every option that differs from its default, under its own name: the file can be given back
+ * as --config-file, and makes the same model. The caller frees the text.
+ *
+ *     {"neoxtune": "0.1.0", "model": "pythia-70m", "output-dir": "tuned", "max-steps": 100,
+ *      "template": "Q: {question}\nA: {answer}", "data": ["pairs.jsonl"]}
+ */
+static int write_record(const options *o, char **text) {
+    const options standard = default_options();
+    size_t n;
+    FILE *f = open_memstream(text, &n);
+    if (!f) return no_memory();
+    fprintf(f, "{\n  \"neoxtune\": \"%s\"", nxt_version());
+    for (int64_t i = 0; i < COUNT(option_table); i++) {
+        const option *p = &option_table[i];
+        const void *field = (const char *)o + p->field;
+        const void *was = (const char *)&standard + p->field;
+        if (!(p->commands & TRAIN) || field == &o->d.template_text) continue;
+        const char *word = p->kind == 's' ? *(const char *const *)field : NULL;
+        if (word) write_member(f, p->name, word, strlen(word));
+        if (p->kind == 'i' && *(const int64_t *)field != *(const int64_t *)was)
+            fprintf(f, ",\n  \"%s\": %" PRId64, p->name, *(const int64_t *)field);
+        if (p->kind == 'd' && *(const double *)field != *(const double *)was)
+            fprintf(f, ",\n  \"%s\": %.17g", p->name, *(const double *)field);
+        if (p->kind == 'b' && *(const int *)field) fprintf(f, ",\n  \"%s\": true", p->name);
+    }
+    if (o->d.template_text) write_template(f, o->d.template_text);
+    fputs(",\n  \"data\": [", f);
+    for (int i = 0; i < o->data.count; i++) {
+        fputs(i ? ", " : "", f);
+        print_json_text(f, o->data.text[i], strlen(o->data.text[i]));
+    }
+    fputs("]\n}\n", f);
+    fclose(f);
+    return *text ? 0 : no_memory();
+}
+
+/* -- train ----------------------------------------------------------------------------- */
+
+/* The step in progress ends first. A second signal finds the default action, and kills. */
+static void on_interrupt(int number) {
+    interrupted = 1;
+    if (signal_context) nxt_cancel(signal_context);
+    signal(number, SIG_DFL);
+}
+
+/* Reading a mapped page that its file no longer has; only write and _exit are allowed here. */
+static void on_bus_error(int number) {
+    static const char text[] = "neoxtune: a weight or data file shrank while it was in use\n";
+    ssize_t ignored = write(2, text, sizeof text - 1);
+    (void)ignored, (void)number;
+    _exit(1);
+}
+
+/* Anything in it counts: an earlier run is never mixed with a new one, and a directory that
+ * holds something else, named by mistake, keeps it. */
 static bool directory_in_use(const char *dir) {
     DIR *d = opendir(dir);
     bool used = false;
@@ -10561,105 +10754,57 @@ static bool directory_in_use(const char *dir) {
     return used;
 }
 
-/* The template in the spelling that read_template reads. */
-static void write_template(FILE *f, const char *t) {
-    char *text = malloc(2 * strlen(t) + 2), *p = text;
-    if (!text) return;
-    if (*t == '@') *p++ = '\\';
-    for (; *t; t++) {
-        if (*t == '\\') *p++ = '\\';
-        *p++ = *t;
-    }
-    fputs(",\n  \"template\": ", f);
-    print_json_text(f, text, (size_t)(p - text));
-    free(text);
-}
+/* What the lines of a training need to know of it. */
+typedef struct progress {
+    const char *clear;     /* erases the line a terminal is on; "": it is no terminal */
+    int64_t first;         /* the step this process began with; a resumed run not at 0 */
+    double started, shown; /* when the process began, and when its last line was written */
+} progress;
 
-/* run.json: every option that differs from its default, under its own name. */
-static int write_record(app *a, char **text) {
-    const options standard = default_options();
-    size_t n;
-    FILE *f = open_memstream(text, &n);
-    if (!f) return no_memory();
-    fprintf(f, "{\n  \"neoxtune\": \"%s\"", nxt_version());
-    for (int64_t i = 0; i < COUNT(option_table); i++) {
-        const option *p = &option_table[i];
-        const char *field = (const char *)&a->o + p->field,
-                   *was = (const char *)&standard + p->field;
-        if (!(p->commands & TRAIN)) continue;
-        if (field == (const char *)&a->o.d.template_text) continue;
-        if (p->kind == 's' && *(const char *const *)field) {
-            fprintf(f, ",\n  \"%s\": ", p->name);
-            print_json_text(f, *(const char *const *)field, strlen(*(const char *const *)field));
-        } else if (p->kind == 'i' && *(const int64_t *)field != *(const int64_t *)was) {
-            fprintf(f, ",\n  \"%s\": %" PRId64, p->name, *(const int64_t *)field);
-        } else if (p->kind == 'd' && *(const double *)field != *(const double *)was) {
-            fprintf(f, ",\n  \"%s\": %.17g", p->name, *(const double *)field);
-        } else if (p->kind == 'b' && *(const int *)field) {
-            fprintf(f, ",\n  \"%s\": true", p->name);
-        }
-    }
-    if (a->o.d.template_text) write_template(f, a->o.d.template_text);
-    fputs(",\n  \"data\": [", f);
-    for (int64_t i = 0; i < a->o.data_count; i++) {
-        fputs(i ? ", " : "", f);
-        print_json_text(f, a->o.data[i], strlen(a->o.data[i]));
-    }
-    fputs("]\n}\n", f);
-    fclose(f);
-    return *text ? 0 : no_memory();
-}
-
-/* One line that is rewritten on a terminal; elsewhere at most a line a second. */
-static void show_step(const nxt_run_info *i, bool terminal, int64_t first, double started,
-                      double *shown) {
-    struct timespec t;
-    clock_gettime(CLOCK_MONOTONIC, &t);
-    const double now = (double)t.tv_sec + 1e-9 * (double)t.tv_nsec, spent = now - started;
+/* One line that is rewritten on a terminal; elsewhere, in a log file, at most one a second.
+ * Time left: at the mean speed of this process so far.
+ *
+ *     step 40/200  epoch 0.62  loss 2.1043  lr 4.00e-05  grad 1.31  5120 tokens/s  0:41 left
+ */
+static void show_step(const nxt_run_info *i, progress *p) {
+    const double now = now_seconds();
     const nxt_step_info *s = &i->step;
-    const bool last = s->step == s->total_steps;
+    const bool terminal = *p->clear, last = s->step == s->total_steps;
     if (s->skipped)
         fprintf(stderr, "%swarning: step %" PRId64 " was skipped: its gradient is not finite\n",
-                terminal ? "\r\033[K" : "", s->step);
-    if (!i->logged || (!terminal && !last && s->step > 1 && now - *shown < 1)) return;
-    *shown = now;
-    const double left = spent / (double)(s->step - first) * (double)(s->total_steps - s->step);
-    fprintf(stderr,
-            "%sstep %" PRId64 "/%" PRId64 "  epoch %.2f  loss %.4f  lr %.2e  grad %.2f  "
-            "%.0f tokens/s  %d:%02d left%s",
-            terminal ? "\r\033[K" : "", s->step, s->total_steps, s->epoch, i->mean_loss,
-            s->learning_rate, s->grad_norm, i->tokens_per_second, (int)left / 60,
-            (int)left % 60, terminal && !last ? "" : "\n");
+                p->clear, s->step);
+    if (!i->logged || (!terminal && !last && s->step > 1 && now - p->shown < 1)) return;
+    p->shown = now;
+    const double left = (now - p->started) / (double)(s->step - p->first)
+                        * (double)(s->total_steps - s->step);
+    fprintf(stderr, "%sstep %" PRId64 "/%" PRId64 "  epoch %.2f  loss %.4f  lr %.2e  "
+            "grad %.2f  %.0f tokens/s  %d:%02d left%s", p->clear, s->step, s->total_steps,
+            s->epoch, i->mean_loss, s->learning_rate, s->grad_norm, i->tokens_per_second,
+            (int)left / 60, (int)left % 60, terminal && !last ? "" : "\n");
 }
 
-/* Evaluations and checkpoints get lines of their own. */
-static void show_events(const nxt_run_info *i, bool terminal) {
+/* Evaluations and checkpoints get lines of their own, which stay: they are what one scrolls
+ * back for. */
+static void show_events(const nxt_run_info *i, const progress *p) {
     if (i->evaluated)
         fprintf(stderr, "%seval at step %" PRId64 ": loss %.4f, perplexity %.3f (%.1f s)\n",
-                terminal ? "\r\033[K" : "", i->step.step, i->eval.loss, i->eval.perplexity,
-                i->eval.seconds);
-    if (i->saved) fprintf(stderr, "%ssaved %s\n", terminal ? "\r\033[K" : "", i->checkpoint);
+                p->clear, i->step.step, i->eval.loss, i->eval.perplexity, i->eval.seconds);
+    if (i->saved) fprintf(stderr, "%ssaved %s\n", p->clear, i->checkpoint);
 }
 
-/* Steps until the end or an interrupt; then a checkpoint, so that nothing is lost. */
+/* Steps until the end or an interrupt; then a checkpoint, so that nothing is lost. A step is
+ * never cut short: only an evaluation returns "cancelled", and its step is done. */
 static int training_loop(app *a) {
-    const bool terminal = isatty(2);
     nxt_run_info info = {0};
-    struct timespec t;
-    double shown = 0;
-    int64_t first = -1; /* the step that this process began with */
-    clock_gettime(CLOCK_MONOTONIC, &t);
-    const double started = (double)t.tv_sec + 1e-9 * (double)t.tv_nsec;
+    progress p = {.clear = isatty(2) ? "\r\033[K" : "", .first = -1, .started = now_seconds()};
     while (!nxt_trainer_done(a->trainer) && !interrupted) {
         nxt_status status = nxt_run_step(a->run, &info);
         if (status == NXT_CANCELLED && interrupted) break;
-        if (status != NXT_OK) {
-            fputs(terminal ? "\n" : "", stderr);
-            return report(a->cx, status);
-        }
-        if (first < 0) first = info.step.step - 1;
-        show_step(&info, terminal, first, started, &shown);
-        show_events(&info, terminal);
+        if (status != NXT_OK) fputs(*p.clear ? "\n" : "", stderr);
+        ASK(status);
+        if (p.first < 0) p.first = info.step.step - 1;
+        show_step(&info, &p);
+        show_events(&info, &p);
     }
     if (!interrupted) return 0;
     nxt_cancel_clear(a->cx);
@@ -10668,68 +10813,66 @@ static int training_loop(app *a) {
     fprintf(stderr,
             "\ninterrupted: %s is saved; --resume-from-checkpoint last goes on from there\n",
             info.checkpoint);
-    return 130;
+    return INTERRUPTED;
 }
 
-/* What was written is loaded and evaluated: a model saved as f16 is not the one in memory. */
+/* What was written is loaded and evaluated: a model saved as f16 is not the one in memory, and
+ * a file that cannot be read again should be noticed now, not when the machine is gone. */
 static int check_saved(app *a) {
     nxt_model *saved;
     nxt_eval_info e;
     signal_context = NULL; /* everything is saved: a first interrupt changes nothing any more */
-    if (nxt_model_load(&saved, a->cx, a->o.output_dir) != NXT_OK) return report(a->cx, NXT_IO);
+    ASK(nxt_model_load(&saved, a->cx, a->o.r.output_dir));
     nxt_status status = NXT_OK;
-    if (a->eval) status = nxt_evaluate(saved, a->eval, a->o.eval_batch_size, &e);
+    if (a->eval) status = nxt_evaluate(saved, a->eval, a->o.r.eval_batch_size, &e);
     if (a->eval && status == NXT_OK)
         fprintf(stderr, "saved model: eval loss %.4f, perplexity %.3f\n", e.loss, e.perplexity);
     nxt_model_destroy(saved);
-    if (status == NXT_OK) fprintf(stderr, "the model is in %s\n", a->o.output_dir);
+    if (status == NXT_OK) fprintf(stderr, "the model is in %s\n", a->o.r.output_dir);
     return report(a->cx, status);
 }
 
-/* "last" stands for the newest checkpoint of the output directory. */
+/* "last" stands for the newest checkpoint of the output directory; "true" is how Hugging
+ * Face's Trainer is told the same. */
 static int find_resume(app *a, char *path, size_t n) {
-    path[0] = 0;
-    if (!a->o.resume) return 0;
-    snprintf(path, n, "%s", a->o.resume);
-    if (strcmp(a->o.resume, "last") && strcmp(a->o.resume, "true")) return 0;
-    if (nxt_run_last_checkpoint(a->cx, a->o.output_dir, path, n) != NXT_OK)
-        return report(a->cx, NXT_IO);
+    const char *resume = a->o.resume;
+    snprintf(path, n, "%s", resume ? resume : "");
+    if (!resume || (strcmp(resume, "last") && strcmp(resume, "true"))) return 0;
+    ASK(nxt_run_last_checkpoint(a->cx, a->o.r.output_dir, path, n));
     if (path[0]) return 0;
-    fprintf(stderr, "neoxtune: %s: no checkpoint to resume from\n", a->o.output_dir);
-    return 1;
+    return complain(FAILED, "%s: no checkpoint to resume from", a->o.r.output_dir);
 }
 
-/* Held-out rows as they were read, so that other models can be compared on them. */
+/* Held-out rows as they were read, so that other models can be compared on them. Blocks have
+ * no rows: they run across them. */
 static int write_split(app *a, const nxt_dataset *d, const char *name) {
     char path[4200];
-    nxt_dataset_info i;
-    if (!d) return 0;
-    nxt_dataset_describe(d, &i);
+    nxt_dataset_info i = {0};
+    if (d) nxt_dataset_describe(d, &i);
     if (!i.rows || a->o.d.block_size) return 0;
-    snprintf(path, sizeof path, "%s/%s", a->o.output_dir, name);
+    snprintf(path, sizeof path, "%s/%s", a->o.r.output_dir, name);
     return report(a->cx, nxt_dataset_write_rows(d, path));
 }
 
-/* Trainer and run, at the beginning or where a checkpoint left off. */
+/* Trainer and run, at the beginning or where a checkpoint left off. Held-out rows are written
+ * before the first step, so that they are there even if the run is stopped. */
 static int start_run(app *a) {
     char resume[4200], *record = NULL;
-    int status = find_resume(a, resume, sizeof resume);
-    if (!status) status = write_record(a, &record);
-    if (status) return status;
-    a->o.r.output_dir = a->o.output_dir;
+    DO(find_resume(a, resume, sizeof resume));
+    DO(write_record(&a->o, &record));
     a->o.r.eval_data = a->eval;
     a->o.r.run_json = record;
-    a->o.r.tokenizer = a->o.tokenizer;
-    if (nxt_trainer_create(&a->trainer, a->model, a->data, &a->o.t) != NXT_OK
-        || nxt_run_create(&a->run, a->trainer, &a->o.r, resume[0] ? resume : NULL) != NXT_OK)
-        status = report(a->cx, NXT_ARGUMENT);
+    nxt_status status = nxt_trainer_create(&a->trainer, a->model, a->data, &a->o.t);
+    if (status == NXT_OK)
+        status = nxt_run_create(&a->run, a->trainer, &a->o.r, resume[0] ? resume : NULL);
     free(record);
-    if (!status && a->o.eval_split > 0) status = write_split(a, a->eval, "eval.jsonl");
-    if (!status) status = write_split(a, a->test, "test.jsonl");
-    return status;
+    ASK(status);
+    if (a->o.eval_split > 0) DO(write_split(a, a->eval, "eval.jsonl"));
+    return write_split(a, a->test, "test.jsonl");
 }
 
-/* A checkpoint of an earlier run cannot be the start of a run that replaces that run. */
+/* A checkpoint of an earlier run cannot be the start of a run that replaces that run: every
+ * save copies the tokenizer's files from it, and it would be gone before the first one. */
 static bool model_is_inside(const char *model, const char *output_dir) {
     char *m = realpath(model, NULL), *out = realpath(output_dir, NULL);
     const size_t n = out ? strlen(out) : 0;
@@ -10739,100 +10882,107 @@ static bool model_is_inside(const char *model, const char *output_dir) {
     return inside;
 }
 
+/* What may already be in the output directory: nothing, unless the user says what to do with
+ * it. */
+static int check_output(const app *a, const char *out) {
+    if (!out) return complain(USAGE, "--output-dir is missing");
+    if (!a->o.overwrite && !a->o.resume && directory_in_use(out))
+        return complain(FAILED, "%s: not empty; --overwrite-output-dir replaces an earlier "
+                        "run, --resume-from-checkpoint last continues it", out);
+    if (model_is_inside(a->dir, out))
+        return complain(FAILED, "%s: lies in the output directory %s, whose checkpoints a new "
+                        "run deletes: copy it, or choose another directory", a->dir, out);
+    return 0;
+}
+
+/* All that can be refused is refused before anything is written or replaced; what takes long,
+ * reading and tokenizing the data, comes after what is checked at once. Signals are caught
+ * from the moment on at which there is something to save. */
 static int run_train(app *a) {
-    const char *out = a->o.output_dir;
-    int status = open_model(a, TRAIN);
-    if (status) return status;
-    if (!out && !a->o.dry_run) return usage_error("--output-dir is missing");
-    if (!a->o.dry_run && !a->o.overwrite && !a->o.resume && directory_in_use(out)) {
-        fprintf(stderr,
-                "neoxtune: %s: not empty; --overwrite-output-dir replaces an earlier run, "
-                "--resume-from-checkpoint last continues it\n",
-                out);
-        return 1;
-    }
-    if (!a->o.dry_run && model_is_inside(a->dir, out)) {
-        fprintf(stderr, "neoxtune: %s: lies in the output directory %s, whose checkpoints a new "
-                "run deletes: copy it, or choose another directory\n", a->dir, out);
-        return 1;
-    }
-    if ((status = load_datasets(a)) || (status = check_memory(a)) || a->o.dry_run)
-        return status;
+    DO(open_model(a, TRAIN));
+    if (!a->o.dry_run) DO(check_output(a, a->o.r.output_dir));
+    DO(load_datasets(a));
+    DO(check_memory(a));
+    if (a->o.dry_run) return 0;
     signal_context = a->cx;
     signal(SIGINT, on_interrupt);
     signal(SIGTERM, on_interrupt);
-    if ((status = start_run(a)) || (status = training_loop(a))) return status;
+    DO(start_run(a));
+    DO(training_loop(a));
     if (nxt_run_finish(a->run) != NXT_OK) return report(a->cx, NXT_IO);
     return check_saved(a);
-}
-
-/* A file, or standard input, whole. */
-static int read_all(const char *path, char **out, size_t *n) {
-    FILE *f = path && strcmp(path, "-") ? fopen(path, "rb") : stdin;
-    size_t capacity = 1 << 16, got;
-    *n = 0;
-    if (!f) {
-        fprintf(stderr, "neoxtune: %s: cannot open: %s\n", path, strerror(errno));
-        return 1;
-    }
-    *out = malloc(capacity);
-    while (*out && (got = fread(*out + *n, 1, capacity - *n, f)) > 0) {
-        *n += got;
-        if (*n < capacity) continue;
-        char *bigger = realloc(*out, capacity *= 2);
-        if (!bigger) free(*out);
-        *out = bigger;
-    }
-    const bool bad = ferror(f);
-    if (f != stdin) fclose(f);
-    if (!*out) return no_memory();
-    if (bad) {
-        fprintf(stderr, "neoxtune: %s: cannot read: %s\n", path, strerror(errno));
-        free(*out);
-    }
-    return bad;
 }
 
 /* -- generate -------------------------------------------------------------------------- */
 typedef struct completion { /* one sequence on its way */
     int32_t *ids;           /* prompt and new tokens */
-    int64_t n, prompt;
+    int64_t n, prompt;      /* tokens in all; of the prompt */
     char *text;             /* bytes of the new tokens, special ones left out */
-    size_t bytes;
-    size_t printed;
+    size_t bytes, printed;
     bool done;
 } completion;
 
-/* Adds a token's bytes; finishes at eos, at a stop text (which is cut off) or at the limits. */
-static int take_token(app *a, completion *c, int32_t id, int64_t capacity) {
+/* An example, and the tokens before its first trained one: its prompt. */
+typedef struct example {
+    const int32_t *ids;
+    const uint8_t *trained;
+    int64_t n, prompt;
+} example;
+
+static example get_example(const nxt_dataset *data, int64_t i) {
+    example e = {0};
+    nxt_dataset_example(data, i, &e.ids, &e.trained, &e.n);
+    while (e.prompt < e.n && !e.trained[e.prompt]) e.prompt++;
+    return e;
+}
+
+/* The ids of a text, which the caller frees. NFC can lengthen a text threefold, and a token
+ * has at least one byte. */
+static int encode_text(app *a, const char *text, size_t n, int32_t **ids, size_t *count) {
+    *ids = malloc((3 * n + 1) * sizeof **ids);
+    if (!*ids) return no_memory();
+    nxt_status status = nxt_encode(a->tok, text, n, *ids, NULL, 3 * n + 1, count);
+    if (status != NXT_OK) free(*ids);
+    return report(a->cx, status);
+}
+
+/* Adds the bytes of n ids to a text of *bytes bytes, and a NUL. Asked twice, because the first
+ * answer says how much room the second needs. The caller frees it, after a failure too. */
+static int decode_text(app *a, const int32_t *ids, int64_t n, char **text, size_t *bytes) {
     size_t more = 0;
-    c->ids[c->n++] = id;
-    if (!nxt_token_is_special(a->tok, id)) {
-        if (nxt_decode(a->tok, &id, 1, NULL, 0, &more) != NXT_OK)
-            return report(a->cx, NXT_FORMAT);
-        char *bigger = realloc(c->text, c->bytes + more + 1);
-        if (!bigger) return no_memory();
-        c->text = bigger;
-        if (nxt_decode(a->tok, &id, 1, c->text + c->bytes, more, &more) != NXT_OK)
-            return report(a->cx, NXT_FORMAT);
-        c->bytes += more;
-        c->text[c->bytes] = 0;
-    }
-    for (int64_t s = 0; s < a->o.stop_count; s++) {
-        char *at = c->text ? strstr(c->text, a->o.stop[s]) : NULL;
-        if (at) *at = 0, c->bytes = (size_t)(at - c->text), c->done = true;
-    }
-    const bool eos = id == a->o.d.eos || id == a->info.eos;
-    c->done |= eos || c->n - c->prompt >= a->o.max_new_tokens || c->n >= capacity;
+    ASK(nxt_decode(a->tok, ids, (size_t)n, NULL, 0, &more));
+    char *bigger = realloc(*text, *bytes + more + 1);
+    if (!bigger) return no_memory();
+    *text = bigger;
+    ASK(nxt_decode(a->tok, ids, (size_t)n, *text + *bytes, more, &more));
+    *bytes += more;
+    (*text)[*bytes] = 0;
     return 0;
 }
 
-/* Prints what is certain: whole characters, and nothing that could begin a stop text. */
+/* Adds a token's bytes; finishes at eos, at a stop text (which is cut off) or at the limits.
+ * Stop texts are looked for in bytes, not in ids: the same text can be cut into tokens in many
+ * ways. Special tokens are marks for the model, and no part of what it says. */
+static int take_token(app *a, completion *c, int32_t id) {
+    c->ids[c->n++] = id;
+    if (!nxt_token_is_special(a->tok, id)) DO(decode_text(a, &id, 1, &c->text, &c->bytes));
+    for (int s = 0; s < a->o.stop.count; s++) {
+        char *at = c->text ? strstr(c->text, a->o.stop.text[s]) : NULL;
+        if (at) *at = 0, c->bytes = (size_t)(at - c->text), c->done = true;
+    }
+    const bool eos = id == a->o.d.eos || id == a->info.eos;
+    c->done |= eos || c->n - c->prompt >= a->o.max_new_tokens || c->n >= a->capacity;
+    return 0;
+}
+
+/* Prints what is certain: whole characters, and nothing that could begin a stop text. A token
+ * is bytes, and a character outside ASCII may be spread over several; an end of the text that
+ * is the beginning of a stop text waits until the next tokens decide. */
 static void stream_text(app *a, completion *c) {
     size_t whole = c->done ? c->bytes : nxt_utf8_whole(c->text ? c->text : "", c->bytes);
-    for (int64_t s = 0; s < a->o.stop_count && !c->done; s++)
-        for (size_t k = strlen(a->o.stop[s]); k-- > 1;)
-            if (whole >= k && !memcmp(c->text + whole - k, a->o.stop[s], k)) {
+    for (int s = 0; s < a->o.stop.count && !c->done; s++)
+        for (size_t k = strlen(a->o.stop.text[s]); k-- > 1;)
+            if (whole >= k && !memcmp(c->text + whole - k, a->o.stop.text[s], k)) {
                 whole -= k;
                 break;
             }
@@ -10842,72 +10992,66 @@ static void stream_text(app *a, completion *c) {
     c->printed = whole;
 }
 
-/* One pass for all sequences that go on: their prompts first, then their last token. Returns
- * how many, with which[k] the sequence of logits row k; or -1 - status. */
-static int feed_pending(app *a, completion *c, int count, bool prompts, float *logits,
-                        int *which) {
-    nxt_feed *feeds = malloc((size_t)count * sizeof *feeds);
-    int n = 0;
-    if (!feeds) return -no_memory() - 1;
-    for (int i = 0; i < count; i++) {
-        if (c[i].done) continue;
-        const int64_t from = prompts ? 0 : c[i].n - 1;
-        which[n] = i;
-        feeds[n++] = (nxt_feed){.sequence = i, .ids = c[i].ids + from, .n = c[i].n - from};
-    }
-    nxt_status status = n ? nxt_session_feed(a->session, feeds, n, logits) : NXT_OK;
-    free(feeds);
-    return status == NXT_OK ? n : -report(a->cx, status) - 1;
-}
-
-/* Completes `count` prompts side by side. stream: print the first one's text as it comes. */
-static int complete(app *a, completion *c, int count, int64_t capacity, bool stream) {
+/* Completes `count` prompts side by side, sequence i being c[i]: one pass reads all prompts,
+ * each further one the last token of those that go on. A matrix product over 16 rows costs
+ * little more than one over a single row, because the weights are read once for all.
+ * stream: print text as it comes. */
+static int complete(app *a, completion *c, int count, bool stream) {
     const int64_t V = a->info.vocabulary;
     float *logits = malloc((size_t)count * (size_t)V * sizeof *logits);
-    int *which = malloc((size_t)count * sizeof *which), status = 0, n = 0;
-    if (!logits || !which) status = no_memory();
+    nxt_feed *feeds = malloc((size_t)count * sizeof *feeds);
+    int status = logits && feeds ? 0 : no_memory();
     for (bool prompts = true; !status; prompts = false) {
-        n = feed_pending(a, c, count, prompts, logits, which);
-        if (n <= 0) break;
+        int n = 0;
+        for (int i = 0; i < count; i++) {
+            const int64_t from = prompts ? 0 : c[i].n - 1;
+            if (!c[i].done) feeds[n++] = (nxt_feed){i, c[i].ids + from, c[i].n - from};
+        }
+        if (!n) break;
+        status = report(a->cx, nxt_session_feed(a->session, feeds, n, logits));
         for (int k = 0; k < n && !status; k++) {
-            completion *x = &c[which[k]];
-            int32_t id;
-            if (nxt_sample(a->cx, logits + k * V, V, &a->o.s, (uint64_t)which[k], x->ids, x->n,
-                           &id) != NXT_OK)
-                status = report(a->cx, NXT_DIVERGED);
-            else status = take_token(a, x, id, capacity);
+            const int which = feeds[k].sequence; /* also its stream of random numbers */
+            completion *x = &c[which];
+            int32_t id = 0;
+            status = report(a->cx, nxt_sample(a->cx, logits + k * V, V, &a->o.s,
+                                              (uint64_t)which, x->ids, x->n, &id));
+            if (!status) status = take_token(a, x, id);
             if (stream && !status) stream_text(a, x);
         }
     }
-    if (n < 0) status = -n - 1;
     free(logits);
-    free(which);
+    free(feeds);
     return status;
 }
 
-/* A completion that begins with the prompt's ids, shortened at its beginning when too long. */
-static int begin_completion(app *a, completion *c, const int32_t *ids, int64_t n,
-                            int64_t capacity) {
+/* A completion that begins with the prompt's ids, shortened at its beginning when too long:
+ * what stands last in a prompt, the question, matters most. Sequence `which` starts anew. An
+ * empty prompt becomes an end-of-text token, behind which, in training, a text began. */
+static int begin_completion(app *a, completion *c, int which, const int32_t *ids, int64_t n) {
+    const int64_t capacity = a->capacity;
     int64_t most = capacity > a->o.max_new_tokens ? capacity - a->o.max_new_tokens : 1;
-    if (a->o.max_input_tokens > 0 && a->o.max_input_tokens < most) most = a->o.max_input_tokens;
-    const int64_t skip = n > most ? n - most : 0;
+    if (a->o.max_input_tokens > 0) most = least(most, a->o.max_input_tokens);
+    nxt_session_rewind(a->session, which, 0);
     *c = (completion){.ids = malloc((size_t)(capacity + 1) * sizeof *c->ids)};
     if (!c->ids) return no_memory();
-    c->n = c->prompt = n - skip;
-    if (c->n) memcpy(c->ids, ids + skip, (size_t)c->n * sizeof *ids);
+    c->n = c->prompt = least(n, most);
+    if (c->n) memcpy(c->ids, ids + n - c->n, (size_t)c->n * sizeof *ids);
     if (!c->n && a->o.d.eos >= 0) c->ids[0] = a->o.d.eos, c->n = c->prompt = 1; /* as a start */
-    return c->n ? 0 : usage_error("the prompt is empty");
+    return c->n ? 0 : complain(USAGE, "the prompt is empty");
 }
 
-static double now_seconds(void) {
-    struct timespec t;
-    clock_gettime(CLOCK_MONOTONIC, &t);
-    return (double)t.tv_sec + 1e-9 * (double)t.tv_nsec;
+static void end_completion(completion *c) {
+    free(c->ids);
+    free(c->text);
+    *c = (completion){0};
 }
 
-static void print_completion_json(app *a, const char *prompt, size_t n, const completion *c,
+/* The ids are those of the new tokens alone, eos included.
+ *
+ *     {"prompt": "Q: ..", "completion": " red", "ids": [880, 0], "tokens_per_second": 41.30}
+ */
+static void print_completion_json(const char *prompt, size_t n, const completion *c,
                                   double seconds) {
-    (void)a;
     fputs("{\"prompt\": ", stdout);
     print_json_text(stdout, prompt, n);
     fputs(", \"completion\": ", stdout);
@@ -10920,98 +11064,73 @@ static void print_completion_json(app *a, const char *prompt, size_t n, const co
     fflush(stdout);
 }
 
-/* Room for the whole context, unless --max-length says less. */
-static int open_session(app *a, int sequences, int64_t most, int64_t *capacity) {
-    if (a->o.max_length > 0 && a->o.max_length < most) most = a->o.max_length;
-    *capacity = most < a->info.positions ? most : a->info.positions;
-    nxt_session_destroy(a->session);
-    a->session = NULL;
-    return report(a->cx, nxt_session_create(&a->session, a->model, sequences, *capacity));
+/* Room for `most` tokens, unless the model or --max-length says less. Rotary angles are known
+ * for any position, but the model has learned nothing about those beyond its own. */
+static int open_session(app *a, int sequences, int64_t most) {
+    if (a->o.max_length > 0) most = least(most, a->o.max_length);
+    a->capacity = least(most, a->info.positions);
+    return report(a->cx, nxt_session_create(&a->session, a->model, sequences, a->capacity));
 }
 
 /* One prompt: its text goes to standard output as it comes, or one JSON object at the end. */
-static int generate_ids(app *a, const char *prompt, size_t bytes, const int32_t *ids, int64_t n,
-                        int64_t capacity) {
+static int generate_ids(app *a, const char *prompt, size_t bytes, const int32_t *ids,
+                        int64_t n) {
     completion c;
     const double start = now_seconds();
-    int status = begin_completion(a, &c, ids, n, capacity);
-    nxt_session_rewind(a->session, 0, 0);
-    if (!status) status = complete(a, &c, 1, capacity, !a->o.json);
-    if (!status && a->o.json)
-        print_completion_json(a, prompt, bytes, &c, now_seconds() - start);
-    else if (!status) {
-        stream_text(a, &c);
-        putchar('\n');
-    }
-    free(c.ids);
-    free(c.text);
+    int status = begin_completion(a, &c, 0, ids, n);
+    if (!status) status = complete(a, &c, 1, !a->o.json);
+    if (!status && a->o.json) print_completion_json(prompt, bytes, &c, now_seconds() - start);
+    else if (!status) stream_text(a, &c), putchar('\n');
+    end_completion(&c);
     return status;
 }
 
-/* A prompt given as text. */
-static int generate_text(app *a, const char *prompt, size_t n, int64_t capacity) {
-    size_t count;
-    int32_t *ids = malloc((3 * n + 1) * sizeof *ids); /* NFC can lengthen a text threefold */
-    if (!ids) return no_memory();
-    int status = report(a->cx, nxt_encode(a->tok, prompt, n, ids, NULL, 3 * n + 1, &count));
-    if (!status) status = generate_ids(a, prompt, n, ids, (int64_t)count, capacity);
+/* A prompt given as text, which is tokenized as it is: a space at its end is a token of its
+ * own, and a question for the template that made the training rows. */
+static int generate_text(app *a, const char *prompt, size_t n) {
+    int32_t *ids;
+    size_t count = 0;
+    DO(encode_text(a, prompt, n, &ids, &count));
+    const int status = generate_ids(a, prompt, n, ids, (int64_t)count);
     free(ids);
     return status;
 }
 
-/* The prompt part of an example: up to its first trained token. */
-static int64_t prompt_length(const uint8_t *trained, int64_t n, bool completions) {
-    int64_t k = 0;
-    while (k < n && !(completions && trained[k])) k++;
-    return k;
-}
-
-static int decode_text(app *a, const int32_t *ids, int64_t n, char **text, size_t *bytes) {
-    if (nxt_decode(a->tok, ids, (size_t)n, NULL, 0, bytes) != NXT_OK)
-        return report(a->cx, NXT_FORMAT);
-    *text = malloc(*bytes + 1);
-    if (!*text) return no_memory();
-    (*text)[*bytes] = 0;
-    return report(a->cx, nxt_decode(a->tok, ids, (size_t)n, *text, *bytes, bytes));
-}
-
-/* The prompts of a file: lines, or the prompt parts of rows. */
-static int generate_file(app *a, int64_t capacity) {
+/* The prompts of a file: lines, or the prompt parts of rows, one after the other. Rows go
+ * through the same code as for training, so a prompt has the form that was trained. */
+static int generate_file(app *a) {
     nxt_dataset_info info;
     nxt_data_config c = a->o.d;
     c.append_eos = 0, c.block_size = 0, c.prompts_only = 1;
     c.max_length = INT32_MAX; /* begin_completion keeps what fits */
     c.max_samples = a->o.max_eval_samples;
-    if (nxt_dataset_from_files(&a->data, a->tok, &a->o.prompts, 1, &c) != NXT_OK)
-        return report(a->cx, NXT_FORMAT);
+    ASK(nxt_dataset_from_files(&a->data, a->tok, &a->o.prompts, 1, &c));
     nxt_dataset_describe(a->data, &info);
     int status = 0;
     for (int64_t i = 0; i < info.examples && !status; i++) {
-        const int32_t *ids;
-        const uint8_t *trained;
-        int64_t n;
+        const example e = get_example(a->data, i);
         char *prompt = NULL;
-        size_t bytes;
-        nxt_dataset_example(a->data, i, &ids, &trained, &n);
-        if (!(status = decode_text(a, ids, n, &prompt, &bytes)))
-            status = generate_ids(a, prompt, bytes, ids, n, capacity);
+        size_t bytes = 0;
+        status = decode_text(a, e.ids, e.n, &prompt, &bytes);
+        if (!status) status = generate_ids(a, prompt, bytes, e.ids, e.n);
         free(prompt);
     }
     return status;
 }
 
+/* A file of prompts, one prompt, standard input as one, or, on a terminal, one a line. There is
+ * one session for all: each prompt rewinds it, and the cache is not made again. */
 static int run_generate(app *a) {
-    int64_t capacity;
-    char line[65536];
-    int status = open_model(a, GENERATE);
-    if (status || (status = open_session(a, 1, a->info.positions, &capacity))) return status;
-    if (a->o.prompts) return generate_file(a, capacity);
-    if (a->o.prompt) return generate_text(a, a->o.prompt, strlen(a->o.prompt), capacity);
-    if (!isatty(0)) { /* the whole input is the prompt */
-        char *text;
-        size_t n;
-        if ((status = read_all(NULL, &text, &n))) return status;
-        status = generate_text(a, text, n, capacity);
+    char line[65536], *text;
+    size_t n;
+    DO(open_model(a, GENERATE));
+    DO(open_session(a, 1, a->info.positions));
+    if (a->o.prompts) return generate_file(a);
+    if (a->o.prompt) return generate_text(a, a->o.prompt, strlen(a->o.prompt));
+    int status = 0;
+    if (!isatty(0)) {
+        DO(read_all(NULL, &text, &n));
+        status = generate_text(a, text, n);
         free(text);
         return status;
     }
@@ -11019,58 +11138,59 @@ static int run_generate(app *a) {
         fputs("> ", stderr);
         if (!fgets(line, sizeof line, stdin)) break;
         line[strcspn(line, "\r\n")] = 0;
-        if (line[0]) status = generate_text(a, line, strlen(line), capacity);
+        if (line[0]) status = generate_text(a, line, strlen(line));
     }
     return status;
 }
 
 /* -- eval ------------------------------------------------------------------------------ */
 
-/* Greedy answers to the prompt parts, a few at a time, against the completions. */
+/* The completion against the row's own: its trained tokens up to eos, because what follows
+ * the completion in a template is not asked for. Decoded from ids, like the answer, so that
+ * both went through the same normalisation. */
+static int score_answer(app *a, const example *e, const completion *c, double *score) {
+    char *reference = NULL;
+    size_t bytes = 0;
+    int64_t end = e->prompt;
+    while (end < e->n && e->trained[end] && e->ids[end] != a->o.d.eos) end++;
+    int status = decode_text(a, e->ids + e->prompt, end - e->prompt, &reference, &bytes);
+    if (!status)
+        status = report(a->cx, nxt_score_exact_match(a->cx, c->text ? c->text : "", reference,
+                                                     score));
+    free(reference);
+    return status;
+}
+
+/* Greedy answers to the prompt parts, a few at a time, against the completions. Greedy even
+ * when sampling is what the model is for: a score should not depend on luck. */
 static int exact_match(app *a, double *score) {
     enum { SIDE_BY_SIDE = 16 };
     nxt_dataset_info info;
     completion c[SIDE_BY_SIDE] = {{0}};
     double sum = 0;
-    int64_t capacity;
     nxt_dataset_describe(a->data, &info);
-    int status = open_session(a, info.examples < SIDE_BY_SIDE ? (int)info.examples : SIDE_BY_SIDE,
-                              info.longest + a->o.max_new_tokens, &capacity);
+    int status = open_session(a, (int)least(info.examples, SIDE_BY_SIDE),
+                              info.longest + a->o.max_new_tokens);
     for (int64_t at = 0; at < info.examples && !status; at += SIDE_BY_SIDE) {
-        const int count =
-            info.examples - at < SIDE_BY_SIDE ? (int)(info.examples - at) : SIDE_BY_SIDE;
-        const int32_t *ids;
-        const uint8_t *trained;
-        int64_t n;
+        const int count = (int)least(info.examples - at, SIDE_BY_SIDE);
         for (int k = 0; k < count && !status; k++) {
-            nxt_dataset_example(a->data, at + k, &ids, &trained, &n);
-            nxt_session_rewind(a->session, k, 0);
-            status = begin_completion(a, &c[k], ids, prompt_length(trained, n, true), capacity);
+            const example e = get_example(a->data, at + k);
+            status = begin_completion(a, &c[k], k, e.ids, e.prompt);
         }
-        if (!status) status = complete(a, c, count, capacity, false);
+        if (!status) status = complete(a, c, count, false);
         for (int k = 0; k < count; k++) {
-            char *reference = NULL;
-            size_t bytes;
+            const example e = get_example(a->data, at + k);
             double one = 0;
-            nxt_dataset_example(a->data, at + k, &ids, &trained, &n);
-            const int64_t from = prompt_length(trained, n, true);
-            for (int64_t k2 = from; k2 < n; k2++)
-                if (!trained[k2] || ids[k2] == a->o.d.eos)
-                    n = k2; /* text behind it is not asked */
-            if (!status && !(status = decode_text(a, ids + from, n - from, &reference, &bytes)))
-                status = report(a->cx, nxt_score_exact_match(a->cx, c[k].text ? c[k].text : "",
-                                                             reference, &one));
+            if (!status) status = score_answer(a, &e, &c[k], &one);
             sum += one;
-            free(reference);
-            free(c[k].ids);
-            free(c[k].text);
-            c[k] = (completion){0};
+            end_completion(&c[k]);
         }
     }
     *score = info.examples ? sum / (double)info.examples : 0;
     return status;
 }
 
+/* What eval prints, in its two forms. */
 typedef struct eval_numbers {
     nxt_eval_info e;
     nxt_dataset_info texts;
@@ -11078,35 +11198,31 @@ typedef struct eval_numbers {
     bool completions;
 } eval_numbers;
 
-/* evaluate's definition: the texts alone, no eos, a start token in front. */
+/* evaluate's definition: the texts alone, no eos, a start token in front. Perplexities of two
+ * tokenizers cannot be compared, bits per byte can: they are the nats of all tokens over
+ * log 2 and over the bytes of the text, however it was cut into tokens. */
 static int text_perplexities(app *a, eval_numbers *r) {
     nxt_data_config c = a->o.d;
     double nats = 0, all_bytes = 0;
     int64_t scored = 0;
     size_t bytes;
     c.append_eos = 0, c.train_on_all = 1, c.max_samples = a->o.max_eval_samples;
-    if (!c.block_size && c.max_length >= a->info.positions)
-        c.max_length = a->info.positions - 1;
-    if (c.block_size >= a->info.positions) c.block_size = a->info.positions - 1;
-    if (nxt_dataset_from_files(&a->eval, a->tok, a->o.data, (int)a->o.data_count, &c) != NXT_OK)
-        return report(a->cx, NXT_FORMAT);
+    if (!c.block_size) c.max_length = least(c.max_length, a->info.positions - 1);
+    c.block_size = least(c.block_size, a->info.positions - 1);
+    ASK(nxt_dataset_from_files(&a->eval, a->tok, a->o.data.text, a->o.data.count, &c));
     nxt_dataset_describe(a->eval, &r->texts);
     const int32_t own = nxt_tokenizer_bos(a->tok), bos = own >= 0 ? own : a->info.bos;
     r->perplexity = calloc((size_t)r->texts.examples + 1, sizeof *r->perplexity);
     if (!r->perplexity) return no_memory();
-    if (nxt_perplexities(a->model, a->eval, a->o.eval_batch_size, bos, r->perplexity) != NXT_OK)
-        return report(a->cx, NXT_ARGUMENT);
+    ASK(nxt_perplexities(a->model, a->eval, a->o.r.eval_batch_size, bos, r->perplexity));
     for (int64_t i = 0; i < r->texts.examples; i++) {
-        const int32_t *ids;
-        const uint8_t *trained;
-        int64_t n;
-        nxt_dataset_example(a->eval, i, &ids, &trained, &n);
-        if (isnan(r->perplexity[i]) ||
-            nxt_decode(a->tok, ids, (size_t)n, NULL, 0, &bytes) != NXT_OK)
+        const example e = get_example(a->eval, i);
+        if (isnan(r->perplexity[i])
+            || nxt_decode(a->tok, e.ids, (size_t)e.n, NULL, 0, &bytes) != NXT_OK)
             continue; /* nothing of it is predicted */
         scored++;
         r->mean += r->perplexity[i];
-        nats += log(r->perplexity[i]) * (double)(n - (bos < 0));
+        nats += log(r->perplexity[i]) * (double)(e.n - (bos < 0));
         all_bytes += (double)bytes;
     }
     r->mean = scored ? r->mean / (double)scored : NAN;
@@ -11114,20 +11230,17 @@ static int text_perplexities(app *a, eval_numbers *r) {
     return 0;
 }
 
-/* JSON knows no NaN and no infinity. */
-static void print_number(const char *before, double x) {
-    if (isfinite(x)) printf("%s%.9g", before, x);
-    else printf("%snull", before);
-}
-
-/* As lines for people, or as the one JSON object that --json promises. */
-static void print_eval(app *a, const eval_numbers *r) {
-    if (!a->o.json) {
+/* As lines for people, or as the one JSON object that --json promises:
+ *
+ *     {"loss": 2.31, "perplexity": 10.07, "tokens": 9120, "mean_perplexity": 12.8,
+ *      "perplexities": [11.2, ...], "texts": 200, "bits_per_byte": 0.91, "exact_match": 0.85}
+ */
+static void print_eval(const eval_numbers *r, bool as_json) {
+    if (!as_json) {
         printf("loss %.5f   perplexity %.4f   over %" PRId64 " tokens of %" PRId64
-               " examples\n",
-               r->e.loss, r->e.perplexity, r->e.tokens, r->e.examples);
-        printf("per text, with a start token: mean perplexity %.4f over %" PRId64
-               " texts; %.4f bits per byte\n", r->mean, r->texts.examples, r->bits_per_byte);
+               " examples\nper text, with a start token: mean perplexity %.4f over %" PRId64
+               " texts; %.4f bits per byte\n", r->e.loss, r->e.perplexity, r->e.tokens,
+               r->e.examples, r->mean, r->texts.examples, r->bits_per_byte);
         if (r->completions) printf("exact match %.1f%%\n", 100 * r->exact_match);
         return;
     }
@@ -11144,98 +11257,93 @@ static void print_eval(app *a, const eval_numbers *r) {
     puts("}");
 }
 
+/* Three views of one model: loss as in training, perplexities as `evaluate` has them, and,
+ * where rows have completions, how many answers are right. */
 static int run_eval(app *a) {
     eval_numbers r = {0};
     nxt_dataset_info info;
-    int status = open_model(a, EVAL);
-    if (status) return status;
-    if (!a->o.data_count) return usage_error("--data is missing");
+    DO(open_model(a, EVAL));
+    if (!a->o.data.count) return complain(USAGE, "--data is missing");
     nxt_data_config c = a->o.d;
     c.max_samples = a->o.max_eval_samples;
-    if (nxt_dataset_from_files(&a->data, a->tok, a->o.data, (int)a->o.data_count, &c) != NXT_OK
-        || nxt_evaluate(a->model, a->data, a->o.eval_batch_size, &r.e) != NXT_OK)
-        return report(a->cx, NXT_FORMAT);
+    ASK(nxt_dataset_from_files(&a->data, a->tok, a->o.data.text, a->o.data.count, &c));
+    ASK(nxt_evaluate(a->model, a->data, a->o.r.eval_batch_size, &r.e));
     print_data_report("eval", a->data);
     nxt_dataset_describe(a->data, &info);
-    status = text_perplexities(a, &r);
+    int status = text_perplexities(a, &r);
     r.completions = info.has_completions && !a->o.d.train_on_all && !a->o.d.block_size;
     if (!status && r.completions) status = exact_match(a, &r.exact_match);
-    if (!status) print_eval(a, &r);
+    if (!status) print_eval(&r, a->o.json);
     free(r.perplexity);
     return status;
 }
 
 /* -- tokenize, info, init -------------------------------------------------------------- */
-/* Ids separated by spaces, or just their number. */
+
+/* Ids separated by spaces, or just their number. No special tokens are added: what is printed
+ * is what nxt_encode gives, and training sees. */
 static int print_ids(app *a, const char *text, size_t n) {
-    size_t count;
-    int32_t *ids = malloc((3 * n + 1) * sizeof *ids);
-    if (!ids) return no_memory();
-    nxt_status status = nxt_encode(a->tok, text, n, ids, NULL, 3 * n + 1, &count);
-    if (status == NXT_OK && a->o.count) printf("%zu", count);
-    else if (status == NXT_OK)
-        for (size_t i = 0; i < count; i++) printf("%s%d", i ? " " : "", ids[i]);
-    free(ids);
-    if (status != NXT_OK) return report(a->cx, status);
+    int32_t *ids;
+    size_t count = 0;
+    DO(encode_text(a, text, n, &ids, &count));
+    if (a->o.count) printf("%zu", count);
+    for (size_t i = 0; i < count && !a->o.count; i++) printf("%s%d", i ? " " : "", ids[i]);
     putchar('\n');
+    free(ids);
     return 0;
 }
 
-/* Ids back to bytes, exactly: no newline is added. */
+/* Ids back to bytes, exactly: no newline is added. An id takes two characters at least. */
 static int print_decoded(app *a, const char *text) {
     int32_t *ids = malloc((strlen(text) / 2 + 1) * sizeof *ids);
-    size_t n = 0, bytes;
+    size_t n = 0, bytes = 0;
     char *out = NULL, *end;
-    if (!ids) return no_memory();
-    for (const char *p = text;; p = end) {
-        while (*p && strchr(" \t\r\n,", *p)) p++;
+    int status = ids ? 0 : no_memory();
+    for (const char *p = text; !status; p = end) {
+        p += strspn(p, " \t\r\n,");
         if (!*p) break;
-        long id = strtol(p, &end, 10);
-        if (end == p || id < 0 || id > INT32_MAX) {
-            free(ids);
-            return usage_error("not a token id: \"%.20s\"", p), 1;
-        }
-        ids[n++] = (int32_t)id;
+        const long id = strtol(p, &end, 10);
+        if (end == p || id < 0 || id > INT32_MAX)
+            status = complain(FAILED, "not a token id: \"%.20s\"", p);
+        else ids[n++] = (int32_t)id;
     }
-    int status = decode_text(a, ids, (int64_t)n, &out, &bytes);
+    if (!status) status = decode_text(a, ids, (int64_t)n, &out, &bytes);
     if (!status) fwrite(out, 1, bytes, stdout);
     free(ids);
     free(out);
     return status;
 }
 
+/* Needs no weights: a folder that has a tokenizer will do. The whole input is one text, line
+ * ends included, because that is what a model would be given. */
 static int run_tokenize(app *a) {
-    char *text = NULL;
+    const char *from = a->o.r.tokenizer, *model = a->o.model;
+    char *text;
     size_t n;
-    if (!a->o.tokenizer && !a->o.model) return usage_error("--model or --tokenizer is missing");
+    if (!from && !model) return complain(USAGE, "--model or --tokenizer is missing");
+    if (!from && (file_exists(model, "tokenizer.json") || file_exists(model, "vocab.json")))
+        from = model;
+    if (!from) DO(find_model(a));
+    ASK(nxt_tokenizer_load(&a->tok, a->cx, from ? from : a->dir));
+    DO(read_all(a->o.file, &text, &n));
     int status = 0;
-    if (!a->o.tokenizer) {
-        if (file_exists(a->o.model, "tokenizer.json") || file_exists(a->o.model, "vocab.json"))
-            snprintf(a->dir, sizeof a->dir, "%s", a->o.model);
-        else status = find_model(a->o.model, a->dir, sizeof a->dir);
-    }
-    if (status) return status;
-    if (nxt_tokenizer_load(&a->tok, a->cx, a->o.tokenizer ? a->o.tokenizer : a->dir) != NXT_OK)
-        return report(a->cx, NXT_FORMAT);
-    if ((status = read_all(a->o.file, &text, &n))) return status;
-    if (a->o.decode) {
-        char *bigger = realloc(text, n + 1);
-        if (!bigger) status = no_memory();
-        else (text = bigger)[n] = 0, status = print_decoded(a, text);
-    } else if (!a->o.lines) status = print_ids(a, text, n);
-    for (size_t at = 0; a->o.lines && !a->o.decode && at < n && !status;) {
-        const char *end = memchr(text + at, '\n', n - at);
-        const size_t bytes = end ? (size_t)(end - text) - at : n - at;
-        status = print_ids(a, text + at, bytes);
-        at += bytes + 1;
-    }
+    if (a->o.decode) status = print_decoded(a, text);
+    else if (!a->o.lines) status = print_ids(a, text, n);
+    else
+        for (char *line = text, *end = text + n; line < end && !status;) {
+            char *stop = memchr(line, '\n', (size_t)(end - line));
+            status = print_ids(a, line, (size_t)((stop ? stop : end) - line));
+            line = stop ? stop + 1 : end;
+        }
     free(text);
     return status;
 }
 
-/* Floating-point operations of one optimizer step: as Hugging Face counts them (6 x tokens x
- * parameters but the input embedding), and what is really done: the head and matrices three
- * times (forward, dX, dW) plus attention's products over half the square. */
+/* Floating-point operations of one optimizer step. A weight matrix costs a multiplication and
+ * an addition per weight and row in forward, and twice that in backward (dX and dW): hence
+ * the 6 of "6 x tokens x parameters" [Kaplan20], which Hugging Face counts with all
+ * parameters but the input embedding. What is really done is that of the matrices, and
+ * attention's two products of a row with the keys before it, half a text on average. */
 static void count_flops(const app *a, double rows, double length, double *hf, double *real) {
     const nxt_model_info *i = &a->info;
     const double C = (double)i->width, L = (double)i->layers;
@@ -11245,29 +11353,36 @@ static void count_flops(const app *a, double rows, double length, double *hf, do
     *real = rows * (6 * matrices + 6 * L * C * length);
 }
 
-/* The architecture as PyTorch users expect to see it: modules and their shapes. */
-static void print_tree(const app *a) {
-    const nxt_model_info *i = &a->info;
-    char parameters[32], mapped[32];
-    human_bytes((double)i->parameters, parameters);
-    human_bytes((double)i->mapped_bytes, mapped);
-    const int64_t C = i->width;
-    printf("%s (%s, %s on disk)\n", i->architecture, i->dtype, mapped);
-    printf("  embed_in          %" PRId64 " x %" PRId64 "\n", i->vocabulary, C);
-    printf("  layers            %" PRId64 " x, %s residual\n", i->layers,
-           i->parallel_residual ? "parallel" : "sequential");
-    printf("    attention       %" PRId64 " heads of %" PRId64 ", rotary over %" PRId64
+/* The architecture as PyTorch users expect to see it: modules and their shapes, under the
+ * names that the parameters of the file have.
+ *
+ *     GPTNeoXForCausalLM (f16, 166 MB on disk)
+ *       embed_in          50304 x 512
+ *       layers            6 x, parallel residual
+ *         attention       8 heads of 64, rotary over 16 of them, 2048 positions
+ *         mlp             512 -> 2048 -> 512, gelu
+ *       final_layer_norm  512
+ *       embed_out         512 x 50304
+ */
+static void print_tree(const nxt_model_info *i) {
+    printf("%s (%s, %s on disk)\n"
+           "  embed_in          %" PRId64 " x %" PRId64 "\n"
+           "  layers            %" PRId64 " x, %s residual\n"
+           "    attention       %" PRId64 " heads of %" PRId64 ", rotary over %" PRId64
            " of them, %" PRId64 " positions\n",
-           i->heads, C / i->heads, i->rotary, i->positions);
-    printf("    mlp             %" PRId64 " -> %" PRId64 " -> %" PRId64 ", %s\n", C, i->inner,
-           C, i->activation);
-    printf("  final_layer_norm  %" PRId64 "\n", C);
-    printf("  embed_out         %" PRId64 " x %" PRId64 "%s\n", C, i->vocabulary,
-           i->tied ? " (the embedding, tied)" : "");
-    printf("%" PRId64 " parameters, %" PRId64 " without the input embedding\n", i->parameters,
+           i->architecture, i->dtype, human(i->mapped_bytes).text, i->vocabulary, i->width,
+           i->layers, i->parallel_residual ? "parallel" : "sequential", i->heads,
+           i->width / i->heads, i->rotary, i->positions);
+    printf("    mlp             %" PRId64 " -> %" PRId64 " -> %" PRId64 ", %s\n"
+           "  final_layer_norm  %" PRId64 "\n"
+           "  embed_out         %" PRId64 " x %" PRId64 "%s\n"
+           "%" PRId64 " parameters, %" PRId64 " without the input embedding\n",
+           i->width, i->inner, i->width, i->activation, i->width, i->width, i->vocabulary,
+           i->tied ? " (the embedding, tied)" : "", i->parameters,
            i->parameters - i->embedding_parameters);
 }
 
+/* A vector has one row here, and one dimension in the file. */
 static void print_tensors(const app *a) {
     for (int64_t k = 0; k < nxt_param_count(a->model); k++) {
         nxt_param_info p;
@@ -11277,21 +11392,22 @@ static void print_tensors(const app *a) {
     }
 }
 
+/* What a run would be, without one: with --data for the lengths that the data really has, else
+ * for the longest that the model takes. One example at a time is what generating or scoring
+ * needs at least. */
 static int run_info(app *a) {
-    int status = open_model(a, INFO);
-    if (status) return status;
-    nxt_memory_plan plan;
+    const nxt_model_info *i = &a->info;
+    nxt_memory_plan plan, inference;
     nxt_dataset_info d = {0};
     double hf, real;
-    char total[32], use[32];
+    DO(open_model(a, INFO));
     int64_t length = a->o.d.block_size ? a->o.d.block_size : a->o.d.max_length;
-    if (a->o.data_count) {
-        if ((status = load_datasets(a))) return status;
+    if (a->o.data.count) {
+        DO(load_datasets(a));
         nxt_dataset_describe(a->data, &d);
         length = d.longest;
     }
     const int64_t rows = length * a->o.t.batch_size;
-    nxt_memory_plan inference;
     nxt_model_memory(a->model, rows, 1, &plan);
     nxt_model_memory(a->model, length, 0, &inference);
     count_flops(a, (double)(rows * a->o.t.gradient_accumulation_steps), (double)length, &hf,
@@ -11300,39 +11416,82 @@ static int run_info(app *a) {
         printf("{\"architecture\": \"%s\", \"layers\": %" PRId64 ", \"hidden_size\": %" PRId64
                ", \"parameters\": %" PRId64 ", \"non_embedding_parameters\": %" PRId64
                ", \"total_flos\": %.0f, \"flops\": %.0f, \"peak_memory\": %" PRId64
-               ", \"mapped_bytes\": %" PRId64 "}\n",
-               a->info.architecture, a->info.layers, a->info.width, a->info.parameters,
-               a->info.parameters - a->info.embedding_parameters, hf, real, plan.total,
+               ", \"mapped_bytes\": %" PRId64 "}\n", i->architecture, i->layers, i->width,
+               i->parameters, i->parameters - i->embedding_parameters, hf, real, plan.total,
                plan.mapped);
         return 0;
     }
-    print_tree(a);
+    print_tree(i);
     if (a->o.tensors) print_tensors(a);
-    human_bytes((double)plan.total, total);
-    human_bytes((double)inference.total, use);
-    printf("training with %" PRId64 " x %" PRId64
-           " tokens: %s of memory, %.4g GFLOP a step (%.4g as "
-           "Hugging Face counts)\nevaluating %" PRId64 " tokens: %s beside the mapped file\n",
-           a->o.t.batch_size, length, total, real / 1e9, hf / 1e9, length, use);
+    printf("training with %" PRId64 " x %" PRId64 " tokens: %s of memory, %.4g GFLOP a step "
+           "(%.4g as Hugging Face counts)\nevaluating %" PRId64
+           " tokens: %s beside the mapped file\n", a->o.t.batch_size, length,
+           human(plan.total).text, real / 1e9, hf / 1e9, length, human(inference.total).text);
     return 0;
 }
 
+/* Nothing is loaded and no options are settled: the library draws and writes in one go. */
 static int run_init(app *a) {
     const options *o = &a->o;
-    if (!o->config || !o->output_dir)
-        return usage_error("--config and --output-dir are needed");
-    if (directory_in_use(o->output_dir)) {
-        fprintf(stderr, "neoxtune: %s: not empty\n", o->output_dir);
-        return 1;
-    }
-    nxt_status status = nxt_model_init(a->cx, o->config, o->tokenizer, o->output_dir, o->dtype,
-                                       (uint64_t)o->seed);
-    if (status == NXT_OK) fprintf(stderr, "a new model is in %s\n", o->output_dir);
-    return report(a->cx, status);
+    const char *out = o->r.output_dir;
+    if (!o->config || !out) return complain(USAGE, "--config and --output-dir are needed");
+    if (directory_in_use(out)) return complain(FAILED, "%s: not empty", out);
+    ASK(nxt_model_init(a->cx, o->config, o->r.tokenizer, out, o->r.dtype, o->t.seed));
+    fprintf(stderr, "a new model is in %s\n", out);
+    return 0;
 }
 
 /* -- main ------------------------------------------------------------------------------ */
-/* The context needs its options before it can read others from a file. */
+typedef struct command {
+    const char *name;
+    int bit; /* by which options name it */
+    int (*run)(app *a);
+    const char *help;
+} command;
+
+/* The last table of the program, because it needs all that is above it. */
+static const command command_table[] = {
+    {"train", TRAIN, run_train, "fine-tune a model on text or on prompts and completions"},
+    {"eval", EVAL, run_eval, "loss, perplexity and, with completions, exact match"},
+    {"generate", GENERATE, run_generate, "continue a prompt"},
+    {"tokenize", TOKENIZE, run_tokenize, "text to token ids, and back"},
+    {"info", INFO, run_info, "architecture, parameters, memory"},
+    {"init", INIT, run_init, "a model directory with random weights"},
+};
+
+static void print_commands(void) {
+    puts("neoxtune: fine-tune GPT-NeoX (Pythia) models, without Python\n\nusage: neoxtune "
+         "COMMAND [OPTIONS]       neoxtune COMMAND --help\n");
+    for (int64_t i = 0; i < COUNT(command_table); i++)
+        printf("  %-10s %s\n", command_table[i].name, command_table[i].help);
+    puts("\n  neoxtune train --model pythia-70m --data notes.txt --block-size 128 "
+         "--output-dir tuned");
+}
+
+/* From the table that reads the options: the help cannot lag behind. */
+static void print_help(const command *c) {
+    char left[64];
+    printf("neoxtune %s: %s\n\n", c->name, c->help);
+    for (int64_t i = 0; i < COUNT(option_table); i++) {
+        const option *p = &option_table[i];
+        snprintf(left, sizeof left, "--%s %s", p->name, p->value ? p->value : "");
+        if (p->commands & c->bit) printf("  %-36s %s\n", left, p->help);
+    }
+    printf("  %-36s %s\n", "--config-file F.json", "the same options from a file");
+}
+
+static int unknown_command(const char *name) {
+    const char *nearest = NULL;
+    int best = 4;
+    for (int64_t i = 0; i < COUNT(command_table); i++)
+        if (is_nearer(name, command_table[i].name, &best)) nearest = command_table[i].name;
+    if (!nearest)
+        return complain(USAGE, "unknown command \"%s\"; neoxtune --help lists them", name);
+    return complain(USAGE, "unknown command \"%s\"; did you mean %s?", name, nearest);
+}
+
+/* The context needs its options before it can read others from a file: threads and kernels
+ * are chosen once, when it is made. */
 static const char *early_option(int argc, char **argv, const char *name) {
     const size_t n = strlen(name);
     const char *value = NULL;
@@ -11343,63 +11502,50 @@ static const char *early_option(int argc, char **argv, const char *name) {
     return value;
 }
 
-static int unknown_command(const char *name) {
-    const char *nearest = NULL;
-    int best = 4;
-    for (int64_t i = 0; i < COUNT(command_table); i++) {
-        const int d = distance(name, command_table[i].name);
-        if (d < best) best = d, nearest = command_table[i].name;
-    }
-    if (nearest) return usage_error("unknown command \"%s\"; did you mean %s?", name, nearest);
-    return usage_error("unknown command \"%s\"; neoxtune --help lists them", name);
-}
-
-static int run_command(app *a, command c, int argc, char **argv) {
-    static int (*const run[])(app *) = {run_train,    run_eval, run_generate,
-                                        run_tokenize, run_info, run_init};
+static int run_command(app *a, const command *c, int argc, char **argv) {
     nxt_context_config config = nxt_context_config_default();
-    int status, which = 0;
+    const char *threads = early_option(argc, argv, "--threads");
     a->o = default_options();
     config.log = print_log;
-    const char *threads = early_option(argc, argv, "--threads");
     config.cpu = early_option(argc, argv, "--cpu");
     config.threads = threads ? atoi(threads) : 0;
-    if (threads && config.threads < 1) return usage_error("--threads: a number of at least 1");
-    status = (int)nxt_context_create(&a->cx, &config);
-    if (status && status != NXT_MEMORY && config.cpu)
-        return usage_error("--cpu: \"%s\" is none of reference, baseline, avx2, avx512, or not "
-                           "for this machine", config.cpu);
-    if (status) return usage_error("cannot start: %s", nxt_status_name((nxt_status)status)), 1;
-    if ((status = parse_options(&a->o, a->cx, (int)c, argc, argv))) return status;
-    while ((1 << which) != (int)c) which++;
-    return run[which](a);
+    if (threads && config.threads < 1)
+        return complain(USAGE, "--threads: a number of at least 1");
+    nxt_status status = nxt_context_create(&a->cx, &config);
+    if (status != NXT_OK && status != NXT_MEMORY && config.cpu)
+        return complain(USAGE, "--cpu: \"%s\" is none of reference, baseline, avx2, avx512, or "
+                        "not for this machine", config.cpu);
+    if (status != NXT_OK)
+        return complain(FAILED, "cannot start: %s", nxt_status_name(status));
+    DO(parse_options(&a->o, a->cx, c->bit, argc, argv));
+    return c->run(a);
 }
 
+/* Lines of standard error must not be held back: they are what a person watches. Standard
+ * output may be a full disk, and results that did not arrive are a failure. */
 int main(int argc, char **argv) {
-    command c = 0;
+    const command *c = NULL;
     setvbuf(stderr, NULL, _IOLBF, 0);
     signal(SIGBUS, on_bus_error);
-    if (argc < 2 || !strcmp(argv[1], "--help") || !strcmp(argv[1], "help")) {
-        print_help(0);
-        return argc < 2 ? 2 : 0;
-    }
+    if (argc < 2 || !strcmp(argv[1], "--help") || !strcmp(argv[1], "help"))
+        return print_commands(), argc < 2 ? USAGE : 0;
     if (!strcmp(argv[1], "--version")) return puts(nxt_version()), 0;
     for (int64_t i = 0; i < COUNT(command_table); i++)
-        if (!strcmp(argv[1], command_table[i].name)) c = command_table[i].bit;
+        if (!strcmp(argv[1], command_table[i].name)) c = &command_table[i];
     if (!c) return unknown_command(argv[1]);
     for (int i = 2; i < argc; i++)
-        if (!strcmp(argv[i], "--help")) return print_help((int)c), 0;
+        if (!strcmp(argv[i], "--help")) return print_help(c), 0;
     app *a = calloc(1, sizeof *a);
     if (!a) return no_memory();
     int status = run_command(a, c, argc, argv);
     close_app(a);
     free(a);
-    if ((fflush(stdout) != 0 || ferror(stdout)) && !status) {
-        fprintf(stderr, "neoxtune: standard output: cannot write: %s\n", strerror(errno));
-        status = 1;
-    }
+    if ((fflush(stdout) != 0 || ferror(stdout)) && !status)
+        status = complain(FAILED, "standard output: cannot write: %s", strerror(errno));
     return status;
 }
+#undef DO
+#undef ASK
 #endif /* NXT_NO_MAIN */
 
 /* References
@@ -11414,6 +11560,8 @@ int main(int argc, char **argv) {
  * [HFTokenizers] github.com/huggingface/tokenizers  [safetensors] its README, "Format".
  * [RFC8259] JSON.   [APPNOTE] PKWARE's description of zip.   [Keskar19] CTRL.
  * [Holtzman20] The curious case of neural text degeneration.    [Rajpurkar16] SQuAD.
+ * [Levenshtein66] Binary codes that correct deletions, insertions and reversals.
+ * [Kaplan20] Scaling laws for neural language models.           [Loshchilov17] SGDR.
  */
 
 /* ============================================================================

@@ -795,10 +795,11 @@ static void test_train_diverged(void) {
         CHECK(rig_step(&r, 1, &info) && !info.skipped && info.step == 5 && isfinite(info.loss));
         for (i64 i = 0; i < r.m->param_count; i++) {
             const param *p = &r.m->params[i];
+            const float *m = moment(r.t, p, 0), *v = moment(r.t, p, 1);
             bool finite = true;
             for (i64 k = 0; k < p->w.rows * p->w.cols; k++)
                 finite &=
-                    isfinite(p->m[k]) && isfinite(p->v[k]) && isfinite(((float *)p->w.p)[k]);
+                    isfinite(m[k]) && isfinite(v[k]) && isfinite(((float *)p->w.p)[k]);
             CHECK(finite);
         }
     }
