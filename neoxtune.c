@@ -9913,8 +9913,8 @@ enum { FAILED = 1, USAGE = 2, INTERRUPTED = 130 };
 /* Sets of commands: an option says by such a set where it is known. Elsewhere it is an error,
  * not ignored: `eval --learning-rate` can only be a misunderstanding. */
 enum {
-    TRAIN = 1, EVAL = 2, GENERATE = 4, TOKENIZE = 8, INFO = 16, INIT = 32,
-    ANY = 63, DATA = TRAIN | EVAL | GENERATE | INFO
+    TRAIN = 1, EVAL = 2, GENERATE = 4, TOKENIZE = 8, INFO = 16, INIT = 32, BENCH = 64,
+    ANY = 127, DATA = TRAIN | EVAL | GENERATE | INFO
 };
 
 /* Texts are not copied: they are argv's, or the context keeps them. */
@@ -9938,7 +9938,7 @@ typedef struct options {
     int64_t max_length, max_train_samples, max_eval_samples, max_new_tokens,
         max_input_tokens, top_k, threads;
     int overwrite, dry_run, append_eos, no_append_eos, no_shuffle, json, add_start_token,
-        decode, lines, count, tensors;
+        decode, lines, count, tensors, bf16, profile;
 } options;
 
 /* One row per option: the table parses, prints the help, reads config files, and writes
@@ -9962,15 +9962,15 @@ typedef struct option {
 static const option option_table[] = {
     /* files; the library wants a directory, find_model makes one of what is written here */
     {"model", TEXT("DIR", model), ANY & ~INIT, "model directory, hub-cache folder or hub name"},
-    {"tokenizer", TEXT("PATH", r.tokenizer), ANY,
+    {"tokenizer", TEXT("PATH", r.tokenizer), ANY & ~BENCH,
      "tokenizer.json or a folder; default: the model's"},
     {"data", LIST("FILE", data), TRAIN | EVAL | INFO, ".txt, .jsonl or .json; may be repeated"},
     {"output-dir", TEXT("DIR", r.output_dir), TRAIN | INIT, "where results go"},
     {"overwrite-output-dir", FLAG(overwrite), TRAIN, "replace an earlier run there"},
     {"dry-run", FLAG(dry_run), TRAIN, "report data and memory, train nothing"},
-    {"config", TEXT("FILE", config), INIT, "config.json of the architecture"},
+    {"config", TEXT("FILE", config), INIT | BENCH, "config.json of the architecture"},
     /* from rows to sequences: §18. eval and generate take them from the model's run.json */
-    {"block-size", INT(d.block_size), DATA, "join texts and cut them into blocks of N tokens"},
+    {"block-size", INT(d.block_size), DATA | BENCH, "join texts and cut them into blocks of N tokens"},
     {"max-length", INT(max_length), DATA,
      "longest example (generate: prompt and answer) in tokens"},
     {"truncation", TEXT("HOW", truncation), DATA, "right, left, prompt or error"},
@@ -9990,12 +9990,12 @@ static const option option_table[] = {
     {"eval-split", REAL("F", eval_split), TRAIN, "hold out this share for evaluation"},
     {"test-split", REAL("F", test_split), TRAIN, "hold out this share for later"},
     {"no-shuffle", FLAG(no_shuffle), TRAIN, "keep the order of the data"},
-    {"seed", INT(t.seed), TRAIN | GENERATE | INIT, "of everything random (42)"},
+    {"seed", INT(t.seed), TRAIN | GENERATE | INIT | BENCH, "of everything random (42)"},
     /* the optimizer: §20. In brackets the default, which is Hugging Face's */
     {"learning-rate", REAL("X", t.learning_rate), TRAIN, "peak rate (5e-5)"},
     {"num-train-epochs", REAL("X", t.num_train_epochs), TRAIN, "passes over the data (3)"},
-    {"max-steps", INT(t.max_steps), TRAIN, "optimizer steps; wins over epochs"},
-    {"per-device-train-batch-size", INT(t.batch_size), TRAIN | INFO,
+    {"max-steps", INT(t.max_steps), TRAIN | BENCH, "optimizer steps; wins over epochs"},
+    {"per-device-train-batch-size", INT(t.batch_size), TRAIN | INFO | BENCH,
      "examples per micro-batch (8)"},
     {"per-device-eval-batch-size", INT(r.eval_batch_size), TRAIN | EVAL,
      "examples per evaluation batch (8)"},
@@ -10045,10 +10045,13 @@ static const option option_table[] = {
     {"tensors", FLAG(tensors), INFO, "list every tensor"},
     {"dtype", TEXT("T", r.dtype), TRAIN | INIT,
      "f32, f16 or bf16 for what is saved; default: as the base"},
+    {"bf16", FLAG(bf16), TRAIN | EVAL | GENERATE | BENCH,
+     "multiply in bf16 where the processor does that faster; sums stay f32"},
+    {"profile", FLAG(profile), TRAIN, "say at the end which operations took the time"},
     {"device", TEXT("D", device), ANY, "cpu"},
     {"cpu", TEXT("K", cpu), ANY, "kernels: reference, baseline, avx2 or avx512 (the best)"},
     {"threads", INT(threads), ANY, "processors to use (all)"},
-    {"json", FLAG(json), EVAL | GENERATE | INFO, "one JSON object on standard output"},
+    {"json", FLAG(json), EVAL | GENERATE | INFO | BENCH, "one JSON object on standard output"},
 };
 #undef TEXT
 #undef LIST
@@ -10420,6 +10423,7 @@ typedef struct app {
     nxt_session *session;
     int64_t capacity; /* tokens of a sequence of the session */
     char dir[4096];
+    int bf16;         /* products in bf16 are in use */
     nxt_model_info info;
 } app;
 
@@ -10792,6 +10796,61 @@ static void show_events(const nxt_run_info *i, const progress *p) {
     if (i->saved) fprintf(stderr, "%ssaved %s\n", p->clear, i->checkpoint);
 }
 
+/* -- The profile, for train --profile and bench ------------------------------------------------------------ */
+static int by_seconds(const void *a, const void *b) {
+    const nxt_profile_row *x = a, *y = b;
+    return (x->seconds < y->seconds) - (x->seconds > y->seconds);
+}
+
+/* The least time an operation could take: its FLOP at the arithmetic peak or its bytes at the
+ * rate of reading memory, whichever is longer (the "roofline" [Williams09]). What comes out of
+ * a cache can beat the second. */
+static double least_seconds(const nxt_profile_row *r, const nxt_limits *l, double peak) {
+    return fmax(peak > 0 ? r->flop / peak : 0, r->bytes / l->read);
+}
+
+/* Where the time of `steps` steps went, an operation a line, or as JSON's "ops". */
+static void print_profile(app *a, FILE *f, const nxt_limits *l, double peak, double steps) {
+    static nxt_profile_row rows[128];
+    const int64_t n = nxt_profile_read(a->cx, rows, COUNT(rows));
+    double all = 0;
+    qsort(rows, (size_t)n, sizeof *rows, by_seconds);
+    for (int64_t i = 0; i < n; i++) all += rows[i].seconds;
+    if (!a->o.json)
+        fprintf(f, "%-14s %6s %6s %6s %6s %10s %6s %16s %9s\n", "operation", "m", "n", "k",
+                "calls", "ms", "share", "rate", "of limit");
+    for (int64_t i = 0; i < n; i++) {
+        const nxt_profile_row *r = &rows[i];
+        const double ms = 1e3 * r->seconds / steps, calls = (double)r->calls / steps;
+        const double rate = (r->flop > 0 ? r->flop : r->bytes) / r->seconds / 1e9;
+        const double used = least_seconds(r, l, peak) / r->seconds;
+        if (a->o.json)
+            fprintf(f, "%s{\"op\": \"%s\", \"m\": %" PRId64 ", \"n\": %" PRId64 ", \"k\": %"
+                    PRId64 ", \"calls\": %g, \"ms\": %.4f, \"share\": %.5f, \"gflop_per_s\": %.1f, "
+                    "\"gb_per_s\": %.2f, \"of_limit\": %.4f}", i ? ", " : "", r->op, r->m, r->n,
+                    r->k, calls, ms, r->seconds / all, r->flop / r->seconds / 1e9,
+                    r->bytes / r->seconds / 1e9, used);
+        else if (r->k)
+            fprintf(f, "%-14s %6" PRId64 " %6" PRId64 " %6" PRId64 " %6.0f %10.2f %5.1f%% %8.1f "
+                    "GFLOP/s %8.0f%%\n", r->op, r->m, r->n, r->k, calls, ms,
+                    100 * r->seconds / all, rate, 100 * used);
+        else
+            fprintf(f, "%-35s %6.0f %10.2f %5.1f%% %8.1f %-7s %8.0f%%\n", r->op, calls, ms,
+                    100 * r->seconds / all, rate, r->flop > 0 ? "GFLOP/s" : "GB/s", 100 * used);
+    }
+}
+
+/* After a training run: its steps but the first, evaluations included. */
+static int show_profile(app *a, double steps) {
+    nxt_limits l;
+    if (!a->o.profile || steps < 1) return 0;
+    ASK(nxt_measure_limits(a->cx, &l));
+    fputs("\nper step, without the first:\n", stderr);
+    print_profile(a, stderr, &l, a->bf16 ? l.bf16 : l.f32, steps);
+    nxt_profile_stop(a->cx);
+    return 0;
+}
+
 /* Steps until the end or an interrupt; then a checkpoint, so that nothing is lost. A step is
  * never cut short: only an evaluation returns "cancelled", and its step is done. */
 static int training_loop(app *a) {
@@ -10802,10 +10861,14 @@ static int training_loop(app *a) {
         if (status == NXT_CANCELLED && interrupted) break;
         if (status != NXT_OK) fputs(*p.clear ? "\n" : "", stderr);
         ASK(status);
-        if (p.first < 0) p.first = info.step.step - 1;
+        if (p.first < 0) {
+            p.first = info.step.step - 1;
+            if (a->o.profile) ASK(nxt_profile_start(a->cx)); /* not the first step: it warms up */
+        }
         show_step(&info, &p);
         show_events(&info, &p);
     }
+    DO(show_profile(a, (double)(info.step.step - p.first - 1)));
     if (!interrupted) return 0;
     nxt_cancel_clear(a->cx);
     if (!info.saved && nxt_run_checkpoint(a->run, &info) != NXT_OK)
@@ -11449,6 +11512,98 @@ typedef struct command {
     const char *help;
 } command;
 
+/* -- bench --------------------------------------------------------------------------------- */
+/* A new model of the given configuration, or of Pythia-70m's, whose files are gone as soon as
+ * it is loaded: the map holds them until the end. */
+static int bench_model(app *a) {
+    static const char pythia_70m[] =
+        "{\"model_type\": \"gpt_neox\", \"vocab_size\": 50304, \"hidden_size\": 512, "
+        "\"num_hidden_layers\": 6, \"num_attention_heads\": 8, \"intermediate_size\": 2048}\n";
+    const char *config = a->o.config, *tmp = getenv("TMPDIR");
+    char made[4200];
+    if (a->o.model) {
+        DO(find_model(a));
+        ASK(nxt_model_load(&a->model, a->cx, a->dir));
+        return 0;
+    }
+    snprintf(a->dir, sizeof a->dir, "%s/neoxtune-XXXXXX", tmp ? tmp : "/tmp");
+    if (!mkdtemp(a->dir)) return complain(FAILED, "%s: cannot create: %s", a->dir, strerror(errno));
+    if (!config) {
+        snprintf(made, sizeof made, "%s/config.json", a->dir);
+        FILE *f = fopen(made, "w");
+        if (!f || fputs(pythia_70m, f) < 0 || fclose(f) != 0)
+            return complain(FAILED, "%s: cannot write: %s", made, strerror(errno));
+        config = made;
+    }
+    nxt_status status = nxt_model_init(a->cx, config, NULL, a->dir, "f32", a->o.t.seed);
+    if (status == NXT_OK) status = nxt_model_load(&a->model, a->cx, a->dir);
+    DIR *d = opendir(a->dir);
+    for (const struct dirent *e; d && (e = readdir(d));) unlinkat(dirfd(d), e->d_name, 0);
+    if (d) closedir(d);
+    rmdir(a->dir);
+    ASK(status);
+    return 0;
+}
+
+/* Two steps of training on random tokens to warm up, some timed, as many under the profile. */
+static int bench_steps(app *a, nxt_limits *l) {
+    const int64_t batch = a->o.t.batch_size, steps = a->o.t.max_steps > 0 ? a->o.t.max_steps : 4;
+    const int64_t length = a->o.d.block_size ? a->o.d.block_size : 128, n = batch * length;
+    int32_t *ids = malloc((size_t)n * sizeof *ids);
+    int64_t *offsets = malloc((size_t)(batch + 1) * sizeof *offsets);
+    uint32_t random = (uint32_t)a->o.t.seed;
+    nxt_step_info step;
+    double best = INFINITY, flop = 0;
+    static nxt_profile_row rows[128];
+    if (!ids || !offsets) return free(ids), free(offsets), no_memory();
+    for (int64_t i = 0; i < n; i++) {
+        random = random * 1664525 + 1013904223;
+        ids[i] = (int32_t)((random >> 8) % (uint32_t)a->info.vocabulary);
+    }
+    for (int64_t i = 0; i <= batch; i++) offsets[i] = i * length;
+    nxt_status status = nxt_dataset_from_tokens(&a->data, a->cx, ids, NULL, offsets, batch);
+    free(ids);
+    free(offsets);
+    ASK(status);
+    a->o.t.max_steps = 2 * steps + 2;
+    ASK(nxt_trainer_create(&a->trainer, a->model, a->data, &a->o.t));
+    for (int64_t i = 0; i < 2 * steps + 2; i++) {
+        if (i == steps + 2) ASK(nxt_profile_start(a->cx));
+        ASK(nxt_trainer_step(a->trainer, &step));
+        if (i >= 2 && i < steps + 2) best = fmin(best, step.seconds);
+    }
+    const int64_t count = nxt_profile_read(a->cx, rows, COUNT(rows));
+    for (int64_t i = 0; i < count; i++) flop += rows[i].flop / (double)steps;
+    ASK(nxt_measure_limits(a->cx, l));
+    const double peak = a->bf16 ? l->bf16 : l->f32, share = peak > 0 ? flop / best / peak : 0;
+    if (a->o.json)
+        printf("\"step_seconds\": %.6f, \"tokens_per_second\": %.1f, \"step_flop\": %.0f, "
+               "\"share_of_peak\": %.4f, \"ops\": [", best, (double)n / best, flop, share);
+    else
+        printf("a step of %" PRId64 " x %" PRId64 " tokens: %.1f ms, %.0f tokens/s, %.1f GFLOP "
+               "in products and attention: %.0f%% of the peak\n\n", batch, length, 1e3 * best,
+               (double)n / best, flop / 1e9, 100 * share);
+    print_profile(a, stdout, l, peak, (double)steps);
+    printf(a->o.json ? "]" : "");
+    return 0;
+}
+
+static int run_bench(app *a) {
+    nxt_limits l;
+    DO(settle_options(&a->o));
+    DO(bench_model(a));
+    nxt_model_describe(a->model, &a->info);
+    ASK(nxt_measure_limits(a->cx, &l));
+    const char *form = a->o.json
+        ? "{\"cpu\": \"%s\", \"threads\": %d, \"peak_f32\": %.0f, \"peak_bf16\": %.0f, "
+          "\"read_bandwidth\": %.0f, "
+        : "%s, %d threads: peak %.4g FLOP/s in f32, %.4g in bf16; memory is read at %.3g bytes/s\n";
+    printf(form, nxt_context_cpu(a->cx), nxt_context_threads(a->cx), l.f32, l.bf16, l.read);
+    DO(bench_steps(a, &l));
+    if (a->o.json) puts("}");
+    return 0;
+}
+
 /* The last table of the program, because it needs all that is above it. */
 static const command command_table[] = {
     {"train", TRAIN, run_train, "fine-tune a model on text or on prompts and completions"},
@@ -11457,6 +11612,7 @@ static const command command_table[] = {
     {"tokenize", TOKENIZE, run_tokenize, "text to token ids, and back"},
     {"info", INFO, run_info, "architecture, parameters, memory"},
     {"init", INIT, run_init, "a model directory with random weights"},
+    {"bench", BENCH, run_bench, "what this machine can do, and how much of it a step uses"},
 };
 
 static void print_commands(void) {
@@ -11518,6 +11674,9 @@ static int run_command(app *a, const command *c, int argc, char **argv) {
     if (status != NXT_OK)
         return complain(FAILED, "cannot start: %s", nxt_status_name(status));
     DO(parse_options(&a->o, a->cx, c->bit, argc, argv));
+    a->bf16 = nxt_use_bf16(a->cx, a->o.bf16);
+    if (a->o.bf16 && !a->bf16)
+        fputs("--bf16: this processor is faster in f32, which is used\n", stderr);
     return c->run(a);
 }
 
