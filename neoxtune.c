@@ -3085,8 +3085,8 @@ static void copy_rows(nxt_context *cx, mat y, mat x) { cx->ops->convert(cx->devi
 /* -- The profile ------------------------------------------------------------------------------
  * Everything a model computes passes through the table. So a table that looks at the clock,
  * calls the other table and looks again is a profiler, and the model does not know. A row is
- * an operation, or a matrix product of one shape; FLOP and bytes are what the operation needs
- * at least, each operand read and each result written once. */
+ * an operation, or the products of one kind with weights of one shape; FLOP and bytes are what
+ * the operation needs at least, each operand read and each result written once. */
 enum { PROFILE_ROWS = 128 };
 
 typedef struct profile {
@@ -3103,14 +3103,15 @@ static double mat_bytes(mat m) {
 static double heads_bytes(heads x) { return 4.0 * (double)x.rows * x.heads * x.size; }
 
 /* Closes a call that began at `start`. The device may still be busy: its time is the op's. */
-static void profile_record(profile *p, const char *op, i64 m, i64 n, i64 k, double start,
-                        double flop, double bytes) {
+static void profile_record(profile *p, const char *op, i64 rows, i64 out, i64 in, double start,
+                           double flop, double bytes) {
     nxt_profile_row *r = p->row, *const end = p->row + p->count;
     if (p->ops->sync(p->device) != NXT_OK) return; /* the step's own sync reports it */
-    while (r < end && (strcmp(r->op, op) || r->m != m || r->n != n || r->k != k)) r++;
+    while (r < end && (strcmp(r->op, op) || r->out != out || r->in != in)) r++;
     if (r == end && p->count == PROFILE_ROWS) return;
-    if (r == end) p->row[p->count++] = (nxt_profile_row){.op = op, .m = m, .n = n, .k = k};
+    if (r == end) p->row[p->count++] = (nxt_profile_row){.op = op, .out = out, .in = in};
     r->calls++;
+    r->rows += rows;
     r->seconds += seconds_now() - start;
     r->flop += flop;
     r->bytes += bytes;
@@ -3155,15 +3156,17 @@ PROFILED(xent, (void *s, float *loss, mat logits, const i32 *label, int backward
 PROFILED(sumsq, (void *s, double *out, mat x), (s, out, x), 0, mat_bytes(x))
 PROFILED(adamw, (void *s, const nxt_adamw *u), (s, u), 0, 28.0 * (double)u->n)
 
+/* The three products of a linear layer, told apart by what is transposed: §6. */
 static void profile_matmul(void *s, mat c, mat a, mat b, int trans, float alpha, float beta,
                            mat bias) {
     profile *p = s;
-    const double start = seconds_now(), K = (double)(trans & NXT_TRANS_A ? a.rows : a.cols);
-    const char *names[] = {"dX = dY W", "dW += dY' X", "Y = X W'", "A' B'"}; /* by trans */
+    const i64 M = c.rows, N = c.cols, K = trans & NXT_TRANS_A ? a.rows : a.cols;
+    const double start = seconds_now(), flop = 2 * (double)M * (double)N * (double)K;
+    const double bytes = mat_bytes(a) + mat_bytes(b) + (beta != 0 ? 2 : 1) * mat_bytes(c);
     p->ops->matmul(p->device, c, a, b, trans, alpha, beta, bias);
-    profile_record(p, names[trans & 3], c.rows, c.cols, (i64)K, start,
-                2 * (double)c.rows * (double)c.cols * K,
-                mat_bytes(a) + mat_bytes(b) + (beta != 0 ? 2 : 1) * mat_bytes(c));
+    if (trans & NXT_TRANS_B) profile_record(p, "Y = X W'", M, N, K, start, flop, bytes);
+    else if (trans) profile_record(p, "dW += dY' X", K, M, N, start, flop, bytes);
+    else profile_record(p, "dX = dY W", M, K, N, start, flop, bytes);
 }
 
 /* Pairs of a row and a key it sees. */
@@ -10817,26 +10820,26 @@ static void print_profile(app *a, FILE *f, const nxt_limits *l, double peak, dou
     qsort(rows, (size_t)n, sizeof *rows, by_seconds);
     for (int64_t i = 0; i < n; i++) all += rows[i].seconds;
     if (!a->o.json)
-        fprintf(f, "%-14s %6s %6s %6s %6s %10s %6s %16s %9s\n", "operation", "m", "n", "k",
+        fprintf(f, "%-14s %6s %6s %6s %6s %10s %6s %16s %9s\n", "operation", "rows", "out", "in",
                 "calls", "ms", "share", "rate", "of limit");
     for (int64_t i = 0; i < n; i++) {
         const nxt_profile_row *r = &rows[i];
         const double ms = 1e3 * r->seconds / steps, calls = (double)r->calls / steps;
         const double rate = (r->flop > 0 ? r->flop : r->bytes) / r->seconds / 1e9;
         const double used = least_seconds(r, l, peak) / r->seconds;
+        const double mean_rows = (double)r->rows / (double)r->calls;
+        char shape[64] = "";
+        if (r->out)
+            snprintf(shape, sizeof shape, "%6.0f %6" PRId64 " %6" PRId64, mean_rows, r->out, r->in);
         if (a->o.json)
-            fprintf(f, "%s{\"op\": \"%s\", \"m\": %" PRId64 ", \"n\": %" PRId64 ", \"k\": %"
+            fprintf(f, "%s{\"op\": \"%s\", \"rows\": %g, \"out\": %" PRId64 ", \"in\": %"
                     PRId64 ", \"calls\": %g, \"ms\": %.4f, \"share\": %.5f, \"gflop_per_s\": %.1f, "
-                    "\"gb_per_s\": %.2f, \"of_limit\": %.4f}", i ? ", " : "", r->op, r->m, r->n,
-                    r->k, calls, ms, r->seconds / all, r->flop / r->seconds / 1e9,
+                    "\"gb_per_s\": %.2f, \"of_limit\": %.4f}", i ? ", " : "", r->op, mean_rows,
+                    r->out, r->in, calls, ms, r->seconds / all, r->flop / r->seconds / 1e9,
                     r->bytes / r->seconds / 1e9, used);
-        else if (r->k)
-            fprintf(f, "%-14s %6" PRId64 " %6" PRId64 " %6" PRId64 " %6.0f %10.2f %5.1f%% %8.1f "
-                    "GFLOP/s %8.0f%%\n", r->op, r->m, r->n, r->k, calls, ms,
-                    100 * r->seconds / all, rate, 100 * used);
         else
-            fprintf(f, "%-35s %6.0f %10.2f %5.1f%% %8.1f %-7s %8.0f%%\n", r->op, calls, ms,
-                    100 * r->seconds / all, rate, r->flop > 0 ? "GFLOP/s" : "GB/s", 100 * used);
+            fprintf(f, "%-14s %20s %6.0f %10.2f %5.1f%% %8.1f %-7s %8.0f%%\n", r->op, shape, calls,
+                    ms, 100 * r->seconds / all, rate, r->flop > 0 ? "GFLOP/s" : "GB/s", 100 * used);
     }
 }
 

@@ -112,8 +112,8 @@ NXT_API void nxt_cancel_clear(nxt_context *ctx);
 
 typedef struct nxt_profile_row {
     const char *op;    /* an operation of nxt_backend; a product is named by what it computes */
-    int64_t m, n, k;   /* of a matrix product, (m,k) times (k,n); else 0 */
-    int64_t calls;
+    int64_t out, in;   /* a matrix product's weights; else 0 */
+    int64_t calls, rows; /* rows: of x, in all calls of a matrix product */
     double seconds, flop, bytes; /* of all calls; bytes: operands and results, each once */
 } nxt_profile_row;
 

@@ -511,7 +511,7 @@ static void test_profile(void) {
     for (int64_t k = 0; k < n; k++) {
         CHECK(rows[k].op && rows[k].calls > 0 && rows[k].seconds >= 0 && rows[k].bytes > 0);
         seconds += rows[k].seconds;
-        if (rows[k].k) flop += rows[k].flop;
+        if (rows[k].out) flop += rows[k].flop;
     }
     nxt_model_describe(m, &i); /* nine rows pass the layers, six reach the head; each weight */
     const int64_t weights = i.layers * (4 * i.width * i.width + 2 * i.width * i.inner);

@@ -891,6 +891,33 @@ step=$(awk -F'[:,] *' '/eval_loss/ { for (i = 1; i < NF; i++) if ($i ~ /eval_los
 same "best/checkpoint-$step/model.safetensors" best/model.safetensors
 end
 
+begin "a profile of a run, which changes nothing"
+run train --model model --data pairs.jsonl --output-dir unprofiled --max-steps 4 --save-strategy no
+status_is 0
+run train --model model --data pairs.jsonl --output-dir profiled --max-steps 4 \
+    --save-strategy no --profile
+status_is 0
+says "^Y = X W' "
+says '^attention_bwd .* GFLOP/s'
+says '^adamw .* GB/s'
+same unprofiled/model.safetensors profiled/model.safetensors
+end
+
+begin "bench"
+TMPDIR=$W/tmp; export TMPDIR; mkdir -p "$TMPDIR"
+run bench --json --config model/config.json --max-steps 1 --block-size 8
+status_is 0
+[ "$(grep -c '' out)" = 1 ] || wrong "not one line"
+prints '^{"cpu": ".*", "threads": [0-9]*, "peak_f32": [0-9]*, .*"tokens_per_second": [0-9.]*, '
+prints '"ops": \[{"op": ".*"share": .*"of_limit": [0-9.]*}\]}$'
+run bench --model model --max-steps 1 --block-size 8 --per-device-train-batch-size 2
+status_is 0
+prints 'a step of 2 x 8 tokens: .* of the peak'
+prints '^operation .* of limit$'
+[ -z "$(ls -A "$TMPDIR")" ] || wrong "left behind: $(ls -A "$TMPDIR")"
+unset TMPDIR
+end
+
 # -- Done --------------------------------------------------------------------------------------
 if [ $skipped -gt 0 ]; then
     echo "$passed passed, $failed failed, $skipped skipped"
