@@ -3032,6 +3032,8 @@ typedef struct param {
     mat w;            /* the weight in use: f32 master, or the file's own bytes */
     mat stored;       /* the file's bytes; p NULL for a model that has no file */
     mat grad;         /* p NULL: frozen. Gradients accumulate (I8) */
+    bool product;     /* a matrix product makes its gradient, and can set it or add to it */
+    bool fresh;       /* the gradient counts as zero, whatever it holds */
     bool decay;       /* weight decay applies */
     int init;         /* how a new model starts: §14 */
 } param;
@@ -3060,10 +3062,15 @@ static void linear(nxt_context *cx, mat y, mat x, linear_params l, float beta) {
     matmul(cx, y, x, weight(l.w), NXT_TRANS_B, beta, weight(l.b));
 }
 
-/* dx = dy W (unless dx is absent), dW += dy' x, db += column sums: frozen ones are skipped */
+/* dx = dy W (unless dx is absent), dW += dy' x, db += column sums: frozen ones are skipped.
+ * The first product into a fresh gradient sets it: a step that had to clear its gradients and
+ * then add to them would walk through another two copies of the weights. */
 static void linear_bwd(nxt_context *cx, mat dx, mat dy, mat x, linear_params l) {
     if (dx.p) matmul(cx, dx, dy, weight(l.w), 0, 0, no_mat());
-    if (grad(l.w).p) matmul(cx, grad(l.w), dy, x, NXT_TRANS_A, 1, no_mat());
+    if (grad(l.w).p) {
+        matmul(cx, grad(l.w), dy, x, NXT_TRANS_A, l.w->fresh ? 0 : 1, no_mat());
+        l.w->fresh = false;
+    }
     if (grad(l.b).p) cx->ops->bias_bwd(cx->device, grad(l.b), dy);
 }
 
@@ -6890,6 +6897,7 @@ static param *add_param(nxt_model *m, const param_row *r, i64 l) {
     p->name = arena_text(&m->arena, name, (size_t)n);
     p->w = matrix(NULL, dim_size(&m->s, r->rows), dim_size(&m->s, r->cols));
     p->also = r->also;
+    p->product = p->w.rows > 1 && (r->role != EMBED_W || m->s.tied); /* tied: the head's, too */
     p->decay = r->decay;
     p->init = r->init;
     m->elements += p->w.rows * p->w.cols;
@@ -8536,7 +8544,7 @@ nxt_status nxt_param_read(const nxt_model *m, i64 i, i64 at, i64 n, float *out) 
 
 nxt_status nxt_grad_read(const nxt_model *m, i64 i, i64 at, i64 n, float *out) {
     TRY(check_range(m, i, at, n));
-    const float *g = m->params[i].grad.p;
+    const float *g = m->params[i].fresh ? NULL : m->params[i].grad.p;
     if (g) m->cx->ops->download(m->cx->device, out, g + at, (size_t)n * sizeof *out);
     else memset(out, 0, (size_t)n * sizeof *out);
     return NXT_OK;
@@ -8770,11 +8778,24 @@ static void micro_batch(nxt_trainer *t, i64 epoch, i64 at, i64 end, step_sums *s
     sums->trained += (double)r.trained;
 }
 
-/* Gradients are one array: one sweep clears them. */
+/* Clears the gradients; those that a product will set are only marked. */
 static nxt_status grad_zero(nxt_model *m) {
     const nxt_backend *ops = m->cx->ops;
-    if (m->grads) ops->fill(m->cx->device, matrix(m->grads, 1, m->elements), 0);
+    for (i64 i = 0; i < m->param_count; i++) {
+        param *p = &m->params[i];
+        p->fresh = p->grad.p && p->product;
+        if (p->grad.p && !p->fresh) ops->fill(m->cx->device, p->grad, 0);
+    }
     return ops->sync(m->cx->device);
+}
+
+/* Before anyone reads the gradients: what no product has set is zero. */
+static void grad_settle(nxt_model *m) {
+    for (i64 i = 0; i < m->param_count; i++) {
+        param *p = &m->params[i];
+        if (p->fresh) m->cx->ops->fill(m->cx->device, p->grad, 0);
+        p->fresh = false;
+    }
 }
 
 /* The global norm: one length of the gradient of all parameters together, as if they were one
@@ -8830,6 +8851,7 @@ static nxt_status accumulate(nxt_trainer *t, step_sums *sums) {
     TRY(grad_zero(t->m));
     for (i64 at = begin; at < end; at += t->c.batch_size)
         micro_batch(t, epoch, at, min64(end, at + t->c.batch_size), sums);
+    grad_settle(t->m);
     reduce_over_workers(t, sums);
     sums->squares = gradient_squares(t->m);
     return t->cx->ops->sync(t->cx->device);
