@@ -10,16 +10,19 @@ PYTHON   ?= python3
 
 # What `make test` builds, where, and what it runs. The variants of `make check` set these otherwise.
 # ARGS goes to every test program: --quick (smaller shapes), --long (every allocation made to fail).
+# RUN goes before it: an emulator, when it was built for another processor.
 B        ?= build
 PROGRAM  ?= neoxtune
 SUITES   ?= $(B)/test $(B)/test_api $(B)/test_api_cxx tests/test_cli.sh
 ARGS     ?=
+RUN      ?=
 
 # What `make check` adds. `make check QUICK=` runs the tests of every variant in full.
 GCC      ?= gcc
 GXX      ?= g++
 CLANG    ?= clang
 CLANGXX  ?= clang++
+AARCH64  ?= aarch64-linux-gnu-gcc
 QUICK    ?= --quick
 WARNINGS ?= -Wall -Wextra -Wshadow -Wvla -Wmissing-prototypes -Wstrict-prototypes -Wconversion \
             -Wno-sign-conversion -Werror
@@ -62,7 +65,7 @@ test: $(SUITES) $(PROGRAM) ## the tests: white box, the API from C and C++, the 
 	@mkdir -p $(B); : > $(B)/results; \
 	for t in $(SUITES); do \
 	    echo "== $$t $(ARGS)"; rm -f $(B)/status; \
-	    case $$t in *.sh) run="sh $$t";; *) run=$$t;; esac; \
+	    case $$t in *.sh) run="sh $$t";; *) run="$(RUN) $$t";; esac; \
 	    { NEOXTUNE="$$PWD/$(PROGRAM)" $$run $(ARGS); echo $$? > $(B)/status; } 2>&1 | tee $(B)/log; \
 	    status=$$(cat $(B)/status); test "$$status" = 0 || echo "$$t: exit status $$status"; \
 	    awk -v status="$$status" '/^[0-9]+ passed, [0-9]+ failed/ { line = $$0; failed = $$3 + 0 } \
@@ -72,7 +75,7 @@ test: $(SUITES) $(PROGRAM) ## the tests: white box, the API from C and C++, the 
 	done; $(SUM) $(B)/results
 
 # Each variant is `make test` again in its own directory; `make check-asan` runs one of them.
-VARIANTS ?= asan tsan nosimd nothreads O0 c11 clang
+VARIANTS ?= asan tsan nosimd nothreads O0 c11 clang neon
 SANITIZE       = -O1 -fno-omit-frame-pointer -Wno-maybe-uninitialized
 UNIT_ONLY      = SUITES='$$(B)/test $$(B)/test_api' PROGRAM=
 WITH_asan      = CFLAGS='$(SANITIZE) -fsanitize=address,undefined -fno-sanitize-recover=all -g' \
@@ -83,6 +86,8 @@ WITH_nothreads = CFLAGS='-O3 -DNXT_NO_THREADS'
 WITH_O0        = CFLAGS='-O0' $(UNIT_ONLY)
 WITH_c11 = CC='$(GCC) -std=c11 -pedantic' CFLAGS='-O3'
 WITH_clang     = CFLAGS='-O3' CC='$(CLANG)' CXX='$(CLANGXX)'
+WITH_neon      = CC='$(AARCH64)' CFLAGS='-O3 -static' RUN=qemu-aarch64 SUITES='$$(B)/test' PROGRAM= \
+                 ARGS='$(QUICK) op_ fast_ golden_ train_threads session'
 
 check: check-compile ## the tests under sanitizers, without SIMD, without threads, -O0, C11, clang
 	@rm -f build/*/results; for v in $(VARIANTS); do \

@@ -9300,7 +9300,7 @@ static void squad_normalise(buffer *b, const char *text) {
         const char c = (char)(*p >= 'A' && *p <= 'Z' ? *p + 32 : *p);
         const bool space = !c || c == ' ' || (c >= 9 && c <= 13);
         if (!space) {
-            if (c < 0 || !strchr("!\"#$%&'()*+,-./:;<=>?@[\\]^_`{|}~", c)) buffer_add(b, &c, 1);
+            if ((u8)c >= 128 || !strchr("!\"#$%&'()*+,-./:;<=>?@[\\]^_`{|}~", c)) buffer_add(b, &c, 1);
             continue;
         }
         bool article = false;
