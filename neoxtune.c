@@ -77,6 +77,7 @@
 #include <fcntl.h>
 #include <inttypes.h>
 #include <math.h>
+#include <signal.h>
 #include <stdarg.h>
 #include <stdatomic.h>
 #include <stdbool.h>
@@ -6642,7 +6643,7 @@ typedef struct shape {
     i64 V, C, L, H, F, T; /* vocabulary, channels, layers, heads, feed-forward, positions */
     i64 D;                /* head size, C / H */
     i64 bos, eos;         /* ids; -1 for none */
-    i64 pairs;            /* of values that rope turns in each head */
+    i64 rotary, pairs;    /* values of each head that turn with the position; pairs of them */
     float rope_base, rope_factor;
     float eps, init_std;
     nxt_act_kind act;
@@ -6787,8 +6788,12 @@ static nxt_status config_rope(nxt_context *cx, const char *where, const json *co
     if (!(share >= 0 && share <= 1 && base > 0 && s->rope_factor > 0))
         return fail(cx, NXT_FORMAT, "%s: rotary share %g, base %g, factor %g make no sense",
                     where, share, base, (double)s->rope_factor);
-    s->pairs = (i64)((double)s->D * share) / 2;
+    s->rotary = (i64)((double)s->D * share);
+    s->pairs = (s->rotary + 1) / 2; /* of an odd width the last value turns with a neighbour */
     s->rope_base = (float)base;
+    if (2 * s->pairs > s->D)
+        return fail(cx, NXT_FORMAT, "%s: %" PRId64 " values of a head cannot turn in pairs",
+                    where, s->rotary);
     return NXT_OK;
 }
 
@@ -6937,7 +6942,7 @@ static nxt_status list_params(nxt_model *m) {
     }
     if (m->s.tied) m->head = m->embed;
     for (i64 i = 0; i < m->s.pairs; i++) /* f32 powers, as Hugging Face computes them */
-        m->freq[i] = 1 / powf(m->s.rope_base, (float)i / (float)m->s.pairs) / m->s.rope_factor;
+        m->freq[i] = 1 / powf(m->s.rope_base, 2 * (float)i / (float)m->s.rotary) / m->s.rope_factor;
     for (i64 i = 0; i < m->param_count; i++)
         if (!m->params[i].name) return NXT_MEMORY;
     return NXT_OK;
@@ -7728,10 +7733,6 @@ static nxt_status render_template(reader *r, const json *row) {
     const nxt_data_config *c = r->config;
     const char *place = completion_place(c);
     buffer *out = &r->row.text;
-    if (!place)
-        return fail(r->d->cx, NXT_ARGUMENT, "template: no placeholder for the completion%s%s",
-                    c->completion_column ? ": " : "",
-                    c->completion_column ? c->completion_column : "");
     for (const char *t = c->template_text; *t && !(c->prompts_only && t == place); t++) {
         const char *close = placeholder_end(t);
         const i64 before = out->n;
@@ -7747,6 +7748,10 @@ static nxt_status render_template(reader *r, const json *row) {
             t += *t == '{';
         }
     }
+    if (!place)
+        return fail(r->d->cx, NXT_ARGUMENT, "template: no placeholder for the completion%s%s",
+                    c->completion_column ? ": " : "",
+                    c->completion_column ? c->completion_column : "");
     return out->status;
 }
 
@@ -8246,7 +8251,8 @@ static nxt_status check_dataset(const nxt_model *m, const nxt_dataset *d) {
     if (d->info.longest > s->T)
         return fail(d->cx, NXT_ARGUMENT,
                     "an example of %" PRId64 " tokens is longer than the model's %" PRId64
-                    " positions", d->info.longest, s->T);
+                    " positions: a smaller --max-length or --block-size cuts it",
+                    d->info.longest, s->T);
     for (i64 i = 0; i < d->offset[d->info.examples]; i++)
         if (d->ids[i] < 0 || d->ids[i] >= s->V)
             return fail(d->cx, NXT_ARGUMENT,
@@ -8672,9 +8678,9 @@ void nxt_trainer_destroy(nxt_trainer *t) {
 static nxt_status check_train_config(nxt_context *cx, const nxt_train_config *c) {
     enum { MOST = 1 << 30 };
     const struct { const char *name; bool bad; } rules[] = {
-        {"learning rate must be at least 0",
+        {"learning rate must be a number from 0 on, below 1e30",
          !(c->learning_rate >= 0 && c->learning_rate < 1e30)},
-        {"weight decay must be at least 0", !(c->weight_decay >= 0 && c->weight_decay < 1e30)},
+        {"weight decay must be a number from 0 on, below 1e30", !(c->weight_decay >= 0 && c->weight_decay < 1e30)},
         {"the gradient's norm is clipped to a number", !isfinite(c->max_grad_norm)},
         {"Adam's betas must be in [0, 1)", !(c->adam_beta1 >= 0 && c->adam_beta1 < 1
                                              && c->adam_beta2 >= 0 && c->adam_beta2 < 1)},
@@ -8706,12 +8712,6 @@ static float *moment(const nxt_trainer *t, const param *p, i64 which) {
 static nxt_status trainer_prepare(nxt_trainer *t) {
     nxt_context *cx = t->cx;
     const i64 rows = batch_rows(t->data, t->c.batch_size), elements = t->m->elements;
-    if (!t->data->info.trained_tokens)
-        return fail(cx, NXT_ARGUMENT,
-                    "no token of the data is trained: is the completion empty?");
-    if (rows > INT32_MAX)
-        return fail(cx, NXT_ARGUMENT, "a batch of %" PRId64 " tokens is too large", rows);
-    TRY(check_dataset(t->m, t->data));
     TRY(model_make_trainable(t->m));
     t->moments = cx->ops->alloc(cx->device, (size_t)elements * 2 * sizeof(float));
     if (!t->moments) return NXT_MEMORY;
@@ -8726,11 +8726,23 @@ static nxt_status trainer_prepare(nxt_trainer *t) {
     return NXT_OK;
 }
 
+nxt_status nxt_trainer_check(const nxt_model *m, const nxt_dataset *data,
+                             const nxt_train_config *c) {
+    TRY(check_train_config(m->cx, c));
+    if (!data->info.trained_tokens)
+        return fail(m->cx, NXT_ARGUMENT,
+                    "no token of the data is trained: is the completion empty?");
+    const i64 rows = batch_rows(data, c->batch_size);
+    if (rows > INT32_MAX)
+        return fail(m->cx, NXT_ARGUMENT, "a batch of %" PRId64 " tokens is too large", rows);
+    return check_dataset(m, data);
+}
+
 nxt_status nxt_trainer_create(nxt_trainer **out, nxt_model *m, const nxt_dataset *data,
                               const nxt_train_config *config) {
     nxt_trainer *t;
     *out = NULL;
-    TRY(check_train_config(m->cx, config));
+    TRY(nxt_trainer_check(m, data, config));
     TRY(mem_zero(m->cx, &t, 1, sizeof *t));
     t->cx = m->cx, t->m = m, t->data = data, t->c = *config;
     nxt_status status = trainer_prepare(t);
@@ -9260,11 +9272,14 @@ nxt_status nxt_sample(nxt_context *cx, float *z, i64 V, const nxt_sample_config 
     TRY(check_sample_config(cx, c));
     TRY(mem_zero(cx, &heap, V, sizeof *heap));
     if (c->repetition_penalty != 1) penalise(z, V, c->repetition_penalty, seen, n, (u8 *)heap);
-    for (i64 i = 1; i < V; i++)
+    bool nan = isnan(z[0]);
+    for (i64 i = 1; i < V; i++) {
         if (z[i] > z[best]) best = i;
+        nan |= isnan(z[i]);
+    }
     *chosen = (i32)best;
     nxt_status status = NXT_OK;
-    if (!isfinite(z[best])) status = fail(cx, NXT_DIVERGED, "the logits are not finite");
+    if (nan || !isfinite(z[best])) status = fail(cx, NXT_DIVERGED, "the logits are not finite");
     if (c->temperature > 0 && status == NXT_OK) {
         double total = 0;
         for (i64 i = 0; i < V; i++) z[i] = (float)(z[i] / c->temperature);
@@ -9359,16 +9374,34 @@ static float *state_part(const nxt_trainer *t, const param *p, i64 part) {
     return part == 0 ? p->w.p : moment(t, p, part - 1);
 }
 
+/* A sum over the elements of a tensor that a change of any bit or place changes; of many
+ * tensors, the sum of theirs. trainer_state.json keeps it, since a safetensors file says
+ * nothing about its values, and a wrong bit in a moment would go unnoticed for ever. */
+static u64 state_sum(const char *name, i64 at, const float *x, i64 n) {
+    u64 sum = 0, key = 0;
+    for (; *name; name++) key = mix64(key ^ (u8)*name);
+    for (i64 i = 0; i < n; i++) sum += mix64(key + ((u64)(at + i) << 32 | float_bits(x[i])));
+    return sum;
+}
+
 /* Masters and moments are on the device; they leave it a piece at a time. */
+typedef struct state_reader {
+    const nxt_context *cx;
+    u64 sum;
+} state_reader;
+
 static nxt_status fetch_state(void *user, const tensor_plan *t, i64 at, i64 n, float *out) {
-    const nxt_context *cx = user;
-    cx->ops->download(cx->device, out, (const float *)t->source + at, (size_t)n * sizeof *out);
+    state_reader *r = user;
+    r->cx->ops->download(r->cx->device, out, (const float *)t->source + at,
+                         (size_t)n * sizeof *out);
+    r->sum += state_sum(t->name, at, out, n);
     return NXT_OK;
 }
 
 /* Three tensors for each trained parameter, and the step they belong to. */
-static nxt_status save_optimizer(save *s, nxt_trainer *t) {
+static nxt_status save_optimizer(save *s, nxt_trainer *t, u64 *sum) {
     arena a = {.cx = t->cx};
+    state_reader reader = {.cx = t->cx};
     i64 n = 0;
     tensor_plan *plans = arena_get(&a, (size_t)t->m->param_count * 3 * sizeof *plans);
     const char *step = arena_print(&a, "%" PRId64, t->step);
@@ -9382,15 +9415,16 @@ static nxt_status save_optimizer(save *s, nxt_trainer *t) {
     }
     if (status == NXT_OK)
         status = safetensors_write(s, "optimizer.safetensors", &(tensor_set){
-            .plans = plans, .count = n, .fetch = fetch_state, .user = t->cx,
+            .plans = plans, .count = n, .fetch = fetch_state, .user = &reader,
             .metadata = &(text_pair){"step", step}, .metadata_count = 1});
     arena_free(&a);
+    *sum = reader.sum;
     return status;
 }
 
 /* One of them back from its file. */
 static nxt_status load_part(nxt_trainer *t, const weights *w, const char *path, const param *p,
-                            i64 part) {
+                            i64 part, u64 *sum) {
     arena a = {.cx = t->cx};
     const char *name = arena_print(&a, "%s%s", state_prefix[part], p->name);
     const tensor *x = name ? weights_find(w, name) : NULL;
@@ -9399,14 +9433,26 @@ static nxt_status load_part(nxt_trainer *t, const weights *w, const char *path, 
     else if (!x || x->type != F32 || x->count != p->w.rows * p->w.cols)
         status = fail(t->cx, NXT_SHAPE, "%s: \"%s\" is missing or has another size", path,
                       name);
-    else t->cx->ops->upload(t->cx->device, state_part(t, p, part), x->p,
-                            (size_t)x->count * sizeof(float));
+    else {
+        t->cx->ops->upload(t->cx->device, state_part(t, p, part), x->p,
+                           (size_t)x->count * sizeof(float));
+        float piece[1024]; /* files promise no alignment */
+        for (i64 at = 0, m; at < x->count; at += m) {
+            m = min64(1024, x->count - at);
+            load_floats(piece, x->p, F32, at, m);
+            *sum += state_sum(name, at, piece, m);
+        }
+    }
     arena_free(&a);
     return status;
 }
 
-/* parts: how many of master, m, v to read; 1 takes back the weights alone. */
-static nxt_status load_optimizer(nxt_trainer *t, const char *path, i64 parts) {
+/* parts: how many of master, m, v to read; 1 takes back the weights alone. expected: the sum
+ * of all three, in hexadecimal; NULL: not looked at. */
+static nxt_status load_optimizer(nxt_trainer *t, const char *path, i64 parts,
+                                 const char *expected) {
+    char found[32];
+    u64 sum = 0;
     weights w;
     TRY(weights_open_file(t->cx, path, &w));
     nxt_status status = NXT_OK;
@@ -9416,7 +9462,11 @@ static nxt_status load_optimizer(nxt_trainer *t, const char *path, i64 parts) {
                       step ? step : "(none)", t->step);
     for (i64 i = 0; i < parts * t->m->param_count && status == NXT_OK; i++)
         if (t->m->params[i / parts].grad.p)
-            status = load_part(t, &w, path, &t->m->params[i / parts], i % parts);
+            status = load_part(t, &w, path, &t->m->params[i / parts], i % parts, &sum);
+    snprintf(found, sizeof found, "%016" PRIx64, sum);
+    if (status == NXT_OK && expected && strcmp(found, expected))
+        status = fail(t->cx, NXT_FORMAT, "%s: damaged: its values add up to %s, and to %s in "
+                      "trainer_state.json", path, found, expected);
     weights_close(&w);
     return status;
 }
@@ -9454,6 +9504,7 @@ typedef struct run_state {
     double total_loss, total_trained, total_seconds;
     double best;
     i64 best_step;  /* 0: none yet */
+    bool keeps_best; /* its checkpoint is never deleted */
     i64 pending;    /* an evaluation was due at this step and was interrupted */
     i64 logging_steps, eval_steps, save_steps;
     double floats;  /* operations so far, as total_flos counts them */
@@ -9465,14 +9516,16 @@ typedef struct run_state {
  * with 17 digits, which is what a double needs to come back the same. Ours are
  *
  *     "neoxtune": {"skipped": 0, "pending": 0, "fingerprint": "090b54c9c42aebe7",
+ *                  "optimizer": the sum of optimizer.safetensors, "5be3...",
  *                  "window": [loss, tokens, seconds, trained],
  *                  "total": [loss, trained, seconds]}
  */
-static void write_trainer_state(buffer *b, const nxt_trainer *t, const run_state *r) {
+static void write_trainer_state(buffer *b, const nxt_trainer *t, const run_state *r, u64 sum) {
     char best[64] = "null", checkpoint[64] = "null";
-    if (r->best_step) {
+    if (r->best_step) { /* the best evaluation; a directory only where one is kept for it */
         snprintf(best, sizeof best, "%.17g", r->best);
-        snprintf(checkpoint, sizeof checkpoint, "\"checkpoint-%" PRId64 "\"", r->best_step);
+        if (r->keeps_best)
+            snprintf(checkpoint, sizeof checkpoint, "\"checkpoint-%" PRId64 "\"", r->best_step);
     }
     buffer_print(b, "{\n  \"best_global_step\": %" PRId64 ",\n  \"best_metric\": %s,\n"
                  "  \"best_model_checkpoint\": %s,\n", r->best_step, best, checkpoint);
@@ -9489,9 +9542,10 @@ static void write_trainer_state(buffer *b, const nxt_trainer *t, const run_state
                  t->total_steps, t->num_tokens, ceil_div(t->total_steps, t->steps_per_epoch),
                  r->save_steps, r->floats, t->c.batch_size);
     buffer_print(b, "  \"neoxtune\": {\"skipped\": %" PRId64 ", \"pending\": %" PRId64 ", "
-                 "\"fingerprint\": \"%016" PRIx64 "\", \"window\": [%.17g, %.17g, %.17g, "
+                 "\"fingerprint\": \"%016" PRIx64 "\", \"optimizer\": \"%016" PRIx64
+                 "\", \"window\": [%.17g, %.17g, %.17g, "
                  "%.17g], \"total\": [%.17g, %.17g, %.17g]}\n}\n", t->skipped, r->pending,
-                 trainer_fingerprint(t), r->loss_sum, r->tokens, r->seconds, r->trained,
+                 trainer_fingerprint(t), sum, r->loss_sum, r->tokens, r->seconds, r->trained,
                  r->total_loss, r->total_trained, r->total_seconds);
 }
 
@@ -9537,9 +9591,10 @@ static nxt_status read_trainer_state(nxt_trainer *t, const char *path, const jso
 static nxt_status checkpoint_files(save *s, nxt_trainer *t, const run_state *r,
                                    const nxt_save_config *c) {
     buffer b = {.cx = t->cx};
+    u64 sum;
     TRY(save_model_files(s, t->m, c));
-    TRY(save_optimizer(s, t));
-    write_trainer_state(&b, t, r);
+    TRY(save_optimizer(s, t, &sum));
+    write_trainer_state(&b, t, r, sum);
     return save_buffer(s, "trainer_state.json", &b);
 }
 
@@ -9563,7 +9618,8 @@ static nxt_status checkpoint_load(nxt_trainer *t, run_state *r, const char *dir)
     TRY_GOTO(done, file_read(t->cx, path, (i64)4 << 30, &text));
     TRY_GOTO(done, json_parse(&a, path, text.p, text.n, &state));
     TRY_GOTO(done, read_trainer_state(t, path, state, r));
-    status = load_optimizer(t, optimizer, 3);
+    status = load_optimizer(t, optimizer, 3,
+                            json_text(json_get(state, "neoxtune"), "optimizer", NULL));
 done:
     buffer_free(&text);
     arena_free(&a);
@@ -9797,7 +9853,7 @@ nxt_status nxt_run_finish(nxt_run *r) {
     const char *best;
     if (s->pending && r->c.eval_data) TRY(evaluate_run(r, &(nxt_run_info){0}));
     TRY(best_weights(r, &best));
-    if (best && r->state.best_step != t->step) TRY(load_optimizer(r->t, best, 1));
+    if (best && r->state.best_step != t->step) TRY(load_optimizer(r->t, best, 1, NULL));
     TRY(nxt_model_save(t->m, r->c.output_dir, &c));
     const double seconds = fmax(s->total_seconds, 1e-9), steps = (double)t->step;
     const double samples = steps * (double)t->data->info.examples / (double)t->steps_per_epoch;
@@ -9835,16 +9891,31 @@ static nxt_status rewrite_metrics(nxt_run *r) {
     return status;
 }
 
+/* What a killed process left of a save: `<name>.tmp-<process>-<n>` (§11). */
+static void remove_rests(const char *dir) {
+    DIR *d = opendir(dir);
+    for (const struct dirent *e; d && (e = readdir(d));) {
+        const char *mark = strstr(e->d_name, ".tmp-");
+        char *end = NULL;
+        const long process = mark ? strtol(mark + 5, &end, 10) : 0;
+        const bool ours = process > 0 && *end == '-' && !end[1 + strspn(end + 1, "0123456789")];
+        if (ours && kill((pid_t)process, 0) != 0 && errno == ESRCH)
+            remove_tree(dirfd(d), e->d_name);
+    }
+    if (d) closedir(d);
+}
+
 /* Directory, resumed state, log file. What can be refused is refused before metrics.jsonl and
  * run.json of an earlier run are replaced. */
 static nxt_status run_open(nxt_run *r, const char *resume) {
     const char *best;
+    if (resume) TRY(checkpoint_load(r->t, &r->state, resume));
     TRY(make_directories(r->cx, r->c.output_dir));
+    remove_rests(r->c.output_dir);
     r->metrics_path = path_join(&r->arena, r->c.output_dir, "metrics.jsonl");
     const char *run_json = path_join(&r->arena, r->c.output_dir, "run.json");
     if (!r->metrics_path || !run_json) return NXT_MEMORY;
-    if (resume) TRY(checkpoint_load(r->t, &r->state, resume));
-    else TRY(rotate(r, 0)); /* an earlier run's checkpoints are not this run's */
+    if (!resume) TRY(rotate(r, 0)); /* an earlier run's checkpoints are not this run's */
     TRY(best_weights(r, &best));
     if (best && !path_exists(best)) /* needed at the end: better to miss it now */
         return fail(r->cx, NXT_ARGUMENT, "%s: the best checkpoint so far is not there; resume "
@@ -9887,6 +9958,7 @@ nxt_status nxt_run_create(nxt_run **out, nxt_trainer *t, const nxt_run_config *c
     r->t = t, r->c = *config, r->metrics = -1;
     r->c.output_dir = arena_text(&r->arena, config->output_dir, strlen(config->output_dir));
     r->state.logging_steps = config->logging_steps;
+    r->state.keeps_best = config->load_best_model_at_end;
     r->state.eval_steps = config->eval_steps, r->state.save_steps = config->save_steps;
     nxt_status status = r->c.output_dir ? run_open(r, resume) : NXT_MEMORY;
     if (status == NXT_OK) *out = r;
@@ -9921,8 +9993,6 @@ nxt_status nxt_run_last_checkpoint(nxt_context *cx, const char *output_dir, char
  * one to begin with.
  */
 #if !defined(NXT_NO_MAIN)
-#include <signal.h>
-
 /* Exit statuses; 0 is done. A script can tell a typing mistake (2) from a run that failed (1)
  * and from one that was stopped and saved (130, which is a shell's 128 + SIGINT). */
 enum { FAILED = 1, USAGE = 2, INTERRUPTED = 130 };
@@ -10366,10 +10436,12 @@ static int parse_options(options *o, nxt_context *cx, int commands, int argc, ch
 
 /* The library's defaults; what they leave open is decided when the model is known. A config
  * that is all zeros would be a wrong one, which is why it comes from a function. */
+enum { ALL_THREADS = INT32_MAX };
+
 static options default_options(void) {
     options o = {.d = nxt_data_config_default(), .t = nxt_train_config_default(),
                  .r = nxt_run_config_default(), .s = nxt_sample_config_default(),
-                 .max_new_tokens = 64};
+                 .max_new_tokens = 64, .threads = ALL_THREADS};
     return o;
 }
 
@@ -10377,6 +10449,8 @@ static options default_options(void) {
  * run that obeyed, until its results are compared. */
 static int check_conflicts(const options *o) {
     const bool held_out = o->eval_data || o->eval_split > 0;
+    bool empty_stop = false;
+    for (int i = 0; i < o->stop.count; i++) empty_stop |= !o->stop.text[i][0];
     const struct { bool bad; const char *why; } rules[] = {
         {o->d.prompt_column && !o->d.completion_column && !o->d.template_text && !o->prompts,
          "--prompt-column needs --completion-column"},
@@ -10389,6 +10463,8 @@ static int check_conflicts(const options *o) {
         {o->max_eval_samples && o->eval_split > 0 && !o->eval_data,
          "--max-eval-samples is for --eval-data; with --eval-split choose a smaller share"},
         {o->eval_split >= 1 || o->test_split >= 1, "a split is a share below 1"},
+        {o->max_new_tokens < 1, "--max-new-tokens: at least 1"},
+        {empty_stop, "--stop: an empty text ends every text"},
     };
     for (int64_t i = 0; i < COUNT(rules); i++)
         if (rules[i].bad) return complain(USAGE, "%s", rules[i].why);
@@ -10439,7 +10515,7 @@ static int settle_options(options *o) {
  */
 typedef struct app {
     options o;
-    nxt_context *cx;
+    nxt_context *cx, *reader; /* the second keeps the options' texts */
     nxt_model *model;
     nxt_tokenizer *tok;
     nxt_dataset *data, *eval, *test;
@@ -10447,6 +10523,7 @@ typedef struct app {
     nxt_run *run;
     nxt_session *session;
     int64_t capacity; /* tokens of a sequence of the session */
+    int64_t prompts_cut;
     char dir[4096];
     int bf16;         /* products in bf16 are in use */
     nxt_model_info info;
@@ -10465,6 +10542,7 @@ static void close_app(app *a) {
     nxt_tokenizer_destroy(a->tok);
     nxt_model_destroy(a->model);
     nxt_context_destroy(a->cx);
+    nxt_context_destroy(a->reader);
 }
 
 /* -- Where a model is ------------------------------------------------------------------ */
@@ -10546,8 +10624,11 @@ static int read_record(app *a, int commands) {
     char path[4200];
     options was = default_options(), *o = &a->o;
     const int known = commands & (EVAL | GENERATE);
-    snprintf(path, sizeof path, "%s/run.json", a->dir);
-    if (!known || !file_exists(a->dir, "run.json")) return 0;
+    const char *name = strrchr(a->dir, '/'); /* a checkpoint's record is its run's */
+    const bool inside = !strncmp(name ? name + 1 : a->dir, "checkpoint-", 11);
+    const char *record = inside && !file_exists(a->dir, "run.json") ? "../run.json" : "run.json";
+    if (!known || !file_exists(a->dir, record)) return 0;
+    snprintf(path, sizeof path, "%s/%s", a->dir, record);
     if (read_options(a->cx, path, (config_reader){&was, known, false, 0})) return FAILED;
     if (commands == EVAL && !o->d.block_size && !o->max_length)
         o->d.block_size = was.d.block_size, o->max_length = was.max_length;
@@ -10651,12 +10732,21 @@ static void print_data_report(const char *label, const nxt_dataset *data) {
                     notes[k].n, notes[k].after);
 }
 
+/* Before an hour of tokenizing. --max-length is only a bound: what counts there is the longest
+ * example. */
+static int check_length(const app *a) {
+    if (a->o.d.block_size <= a->info.positions) return 0;
+    return complain(FAILED, "--block-size %" PRId64 ": the model in %s has %" PRId64 " positions",
+                    a->o.d.block_size, a->dir, a->info.positions);
+}
+
 /* Training data, and what is held out of it or given beside it. The test share leaves first
  * and by another seed, so that it does not change when the evaluation's share does. */
 static int load_datasets(app *a) {
     const options *o = &a->o;
     nxt_data_config c = o->d;
     if (!o->data.count) return complain(USAGE, "--data is missing");
+    DO(check_length(a));
     c.max_samples = o->max_train_samples;
     ASK(nxt_dataset_from_files(&a->data, a->tok, o->data.text, o->data.count, &c));
     c.max_samples = o->max_eval_samples;
@@ -10964,22 +11054,21 @@ static int start_run(app *a) {
 static bool model_is_inside(const char *model, const char *output_dir) {
     char *m = realpath(model, NULL), *out = realpath(output_dir, NULL);
     const size_t n = out ? strlen(out) : 0;
-    const bool inside = m && out && !strncmp(m, out, n) && !strncmp(m + n, "/checkpoint-", 12);
+    const bool inside = m && out && !strncmp(m, out, n)
+                        && (!m[n] || !strncmp(m + n, "/checkpoint-", 12));
     free(m);
     free(out);
     return inside;
 }
 
-/* What may already be in the output directory: nothing, unless the user says what to do with
- * it. */
 static int check_output(const app *a, const char *out) {
     if (!out) return complain(USAGE, "--output-dir is missing");
     if (!a->o.overwrite && !a->o.resume && directory_in_use(out))
         return complain(FAILED, "%s: not empty; --overwrite-output-dir replaces an earlier "
                         "run, --resume-from-checkpoint last continues it", out);
     if (model_is_inside(a->dir, out))
-        return complain(FAILED, "%s: lies in the output directory %s, whose checkpoints a new "
-                        "run deletes: copy it, or choose another directory", a->dir, out);
+        return complain(FAILED, "%s: lies in the output directory %s, whose model and "
+                        "checkpoints a run replaces: choose another directory", a->dir, out);
     return 0;
 }
 
@@ -10990,6 +11079,7 @@ static int run_train(app *a) {
     DO(open_model(a, TRAIN));
     if (!a->o.dry_run) DO(check_output(a, a->o.r.output_dir));
     DO(load_datasets(a));
+    ASK(nxt_trainer_check(a->model, a->data, &a->o.t));
     DO(check_memory(a));
     if (a->o.dry_run) return 0;
     signal_context = a->cx;
@@ -11063,6 +11153,15 @@ static int take_token(app *a, completion *c, int32_t id) {
     return 0;
 }
 
+/* Bytes that are no UTF-8 are printed as U+FFFD, as they are in JSON. */
+static void print_text(const char *text, size_t n) {
+    for (size_t i = 0, size; i < n; i += size) {
+        size = character_size((const unsigned char *)text + i, n - i);
+        if (size) fwrite(text + i, 1, size, stdout);
+        else size = 1, fputs("\xef\xbf\xbd", stdout);
+    }
+}
+
 /* Prints what is certain: whole characters, and nothing that could begin a stop text. A token
  * is bytes, and a character outside ASCII may be spread over several; an end of the text that
  * is the beginning of a stop text waits until the next tokens decide. */
@@ -11075,7 +11174,7 @@ static void stream_text(app *a, completion *c) {
                 break;
             }
     if (whole <= c->printed) return;
-    fwrite(c->text + c->printed, 1, whole - c->printed, stdout);
+    print_text(c->text + c->printed, whole - c->printed);
     fflush(stdout);
     c->printed = whole;
 }
@@ -11112,20 +11211,33 @@ static int complete(app *a, completion *c, int count, bool stream) {
     return status;
 }
 
-/* A completion that begins with the prompt's ids, shortened at its beginning when too long:
- * what stands last in a prompt, the question, matters most. Sequence `which` starts anew. An
- * empty prompt becomes an end-of-text token, behind which, in training, a text began. */
+/* A completion that begins with the prompt's ids; it ends when the context is full. A prompt
+ * that leaves no room at all is shortened at its beginning, since what stands last in it, the
+ * question, matters most, until an answer fits. Sequence `which` starts anew. An empty prompt becomes an end-of-text token,
+ * behind which, in training, a text began. */
 static int begin_completion(app *a, completion *c, int which, const int32_t *ids, int64_t n) {
     const int64_t capacity = a->capacity;
-    int64_t most = capacity > a->o.max_new_tokens ? capacity - a->o.max_new_tokens : 1;
-    if (a->o.max_input_tokens > 0) most = least(most, a->o.max_input_tokens);
+    if (a->o.max_input_tokens > 0 && n > a->o.max_input_tokens)
+        ids += n - a->o.max_input_tokens, n = a->o.max_input_tokens;
+    const int64_t room = least(a->o.max_new_tokens, capacity / 2);
+    const int64_t kept = n < capacity ? n : capacity - room;
+    a->prompts_cut += kept < n;
     nxt_session_rewind(a->session, which, 0);
     *c = (completion){.ids = malloc((size_t)(capacity + 1) * sizeof *c->ids)};
     if (!c->ids) return no_memory();
-    c->n = c->prompt = least(n, most);
+    c->n = c->prompt = kept;
     if (c->n) memcpy(c->ids, ids + n - c->n, (size_t)c->n * sizeof *ids);
-    if (!c->n && a->o.d.eos >= 0) c->ids[0] = a->o.d.eos, c->n = c->prompt = 1; /* as a start */
+    if (!n && a->o.d.eos >= 0) c->ids[0] = a->o.d.eos, c->n = c->prompt = 1; /* as a start */
     return c->n ? 0 : complain(USAGE, "the prompt is empty");
+}
+
+/* Prompts are not shortened in silence. */
+static void report_cut_prompts(app *a) {
+    if (a->prompts_cut)
+        fprintf(stderr, "warning: %" PRId64 " %s longer than the context of %" PRId64
+                " tokens and lost the beginning\n", a->prompts_cut,
+                a->prompts_cut == 1 ? "prompt was" : "prompts were", a->capacity);
+    a->prompts_cut = 0;
 }
 
 static void end_completion(completion *c) {
@@ -11157,6 +11269,7 @@ static void print_completion_json(const char *prompt, size_t n, const completion
 static int open_session(app *a, int sequences, int64_t most) {
     if (a->o.max_length > 0) most = least(most, a->o.max_length);
     a->capacity = least(most, a->info.positions);
+    if (a->capacity < 2) return complain(USAGE, "--max-length: a prompt and an answer are two");
     return report(a->cx, nxt_session_create(&a->session, a->model, sequences, a->capacity));
 }
 
@@ -11166,6 +11279,7 @@ static int generate_ids(app *a, const char *prompt, size_t bytes, const int32_t 
     completion c;
     const double start = now_seconds();
     int status = begin_completion(a, &c, 0, ids, n);
+    report_cut_prompts(a);
     if (!status) status = complete(a, &c, 1, !a->o.json);
     if (!status && a->o.json) print_completion_json(prompt, bytes, &c, now_seconds() - start);
     else if (!status) stream_text(a, &c), putchar('\n');
@@ -11274,6 +11388,7 @@ static int exact_match(app *a, double *score) {
             end_completion(&c[k]);
         }
     }
+    report_cut_prompts(a);
     *score = info.examples ? sum / (double)info.examples : 0;
     return status;
 }
@@ -11391,8 +11506,9 @@ static int print_decoded(app *a, const char *text) {
         p += strspn(p, " \t\r\n,");
         if (!*p) break;
         const long id = strtol(p, &end, 10);
-        if (end == p || id < 0 || id > INT32_MAX)
-            status = complain(FAILED, "not a token id: \"%.20s\"", p);
+        if (end == p || id < 0 || id >= nxt_tokenizer_size(a->tok))
+            status = complain(FAILED, "not a token id: \"%.*s\"",
+                              (int)least((int64_t)strcspn(p, " \t\r\n"), 20), p);
         else ids[n++] = (int32_t)id;
     }
     if (!status) status = decode_text(a, ids, (int64_t)n, &out, &bytes);
@@ -11671,54 +11787,44 @@ static int unknown_command(const char *name) {
     return complain(USAGE, "unknown command \"%s\"; did you mean %s?", name, nearest);
 }
 
-/* The context needs its options before it can read others from a file: threads and kernels
- * are chosen once, when it is made. */
-static const char *early_option(int argc, char **argv, const char *name) {
-    const size_t n = strlen(name);
-    const char *value = NULL;
-    for (int i = 2; i < argc; i++) {
-        if (!strncmp(argv[i], name, n) && argv[i][n] == '=') value = argv[i] + n + 1;
-        if (!strcmp(argv[i], name) && i + 1 < argc) value = argv[i + 1];
-    }
-    return value;
-}
-
+/* Options are read in a small context of their own, which keeps their texts: threads and
+ * kernels, which may stand in a file, are chosen when the real one is made. */
 static int run_command(app *a, const command *c, int argc, char **argv) {
     nxt_context_config config = nxt_context_config_default();
-    const char *threads = early_option(argc, argv, "--threads");
+    config.threads = 1, config.log = print_log;
+    nxt_status status = nxt_context_create(&a->reader, &config);
+    if (status != NXT_OK) return complain(FAILED, "cannot start: %s", nxt_status_name(status));
     a->o = default_options();
-    config.log = print_log;
-    config.cpu = early_option(argc, argv, "--cpu");
-    config.threads = threads ? atoi(threads) : 0;
-    if (threads && config.threads < 1)
-        return complain(USAGE, "--threads: a number of at least 1");
-    nxt_status status = nxt_context_create(&a->cx, &config);
+    DO(parse_options(&a->o, a->reader, c->bit, argc, argv));
+    if (a->o.threads < 1) return complain(USAGE, "--threads: a number of at least 1");
+    config.threads = a->o.threads == ALL_THREADS ? 0 : (int)least(a->o.threads, 1 << 16);
+    config.cpu = a->o.cpu;
+    status = nxt_context_create(&a->cx, &config);
     if (status != NXT_OK && status != NXT_MEMORY && config.cpu)
         return complain(USAGE, "--cpu: \"%s\" is none of reference, baseline, avx2, avx512, or "
                         "not for this machine", config.cpu);
     if (status != NXT_OK)
         return complain(FAILED, "cannot start: %s", nxt_status_name(status));
-    DO(parse_options(&a->o, a->cx, c->bit, argc, argv));
     a->bf16 = nxt_use_bf16(a->cx, a->o.bf16);
     if (a->o.bf16 && !a->bf16)
         fputs("--bf16: this processor is faster in f32, which is used\n", stderr);
     return c->run(a);
 }
 
-/* Lines of standard error must not be held back: they are what a person watches. Standard
- * output may be a full disk, and results that did not arrive are a failure. */
 int main(int argc, char **argv) {
     const command *c = NULL;
     setvbuf(stderr, NULL, _IOLBF, 0);
     signal(SIGBUS, on_bus_error);
-    if (argc < 2 || !strcmp(argv[1], "--help") || !strcmp(argv[1], "help"))
+    signal(SIGXFSZ, SIG_IGN); /* a limit on file sizes is an error of write like any other */
+    if (argc < 2 || !strcmp(argv[1], "--help") || !strcmp(argv[1], "-h")
+        || !strcmp(argv[1], "help"))
         return print_commands(), argc < 2 ? USAGE : 0;
     if (!strcmp(argv[1], "--version")) return puts(nxt_version()), 0;
     for (int64_t i = 0; i < COUNT(command_table); i++)
         if (!strcmp(argv[1], command_table[i].name)) c = &command_table[i];
     if (!c) return unknown_command(argv[1]);
     for (int i = 2; i < argc; i++)
-        if (!strcmp(argv[i], "--help")) return print_help(c), 0;
+        if (!strcmp(argv[i], "--help") || !strcmp(argv[i], "-h")) return print_help(c), 0;
     app *a = calloc(1, sizeof *a);
     if (!a) return no_memory();
     int status = run_command(a, c, argc, argv);

@@ -334,6 +334,10 @@ typedef struct nxt_eval_info {
 } nxt_eval_info;
 
 NXT_API nxt_train_config nxt_train_config_default(void);
+/* Whether a trainer could be made of these: what can be refused without allocating anything. */
+NXT_API NXT_CHECKED nxt_status nxt_trainer_check(const nxt_model *model,
+                                                 const nxt_dataset *data,
+                                                 const nxt_train_config *config);
 NXT_API NXT_CHECKED nxt_status nxt_trainer_create(nxt_trainer **trainer, nxt_model *model,
                                                   const nxt_dataset *data,
                                                   const nxt_train_config *config);

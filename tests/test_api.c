@@ -671,6 +671,10 @@ static void test_trainer(void) {
     float a = 0, b = 1;
     if (!rig_up(&r, "micro/pairs.jsonl", &c)) return;
     CHECK(OK(r.cx, nxt_evaluate(r.m, r.d, 2, &before)) && before.examples == 4);
+    CHECK(OK(r.cx, nxt_trainer_check(r.m, r.d, &c)));
+    c.batch_size = 0;
+    CHECK(nxt_trainer_check(r.m, r.d, &c) == NXT_ARGUMENT);
+    c = fast_training(6);
     CHECK(nxt_trainer_total_steps(r.t) == 6 && nxt_trainer_steps_per_epoch(r.t) == 1);
     for (int k = 1; k <= 6; k++) {
         CHECK(!nxt_trainer_done(r.t));

@@ -138,7 +138,7 @@ awk 'BEGIN { for (i = 0; i < 60; i++) printf "the cat %d sat on the mat in the i
 begin "help"
 run --help
 status_is 0
-for command in train eval generate tokenize info init; do prints "^  $command "; done
+for command in train eval generate tokenize info init bench; do prints "^  $command "; done
 run help
 status_is 0
 run
@@ -146,7 +146,7 @@ status_is 2
 end
 
 begin "help of each command"
-for command in train eval generate tokenize info init; do
+for command in train eval generate tokenize info init bench; do
     run "$command" --help
     status_is 0
     prints "neoxtune $command:"
@@ -413,8 +413,40 @@ run generate --model model --prompts prompts.txt --temperature 3 --max-new-token
 status_is 0
 [ "$(grep -c '' out)" = 8 ] || wrong "not a line per prompt"
 cp out drawn.jsonl
-run train --model model --data drawn.jsonl --dry-run --no-append-eos --max-length 4000
+run train --model model --data drawn.jsonl --dry-run --no-append-eos --max-length 64
 status_is 0
+end
+
+begin "generate: the prompt is kept whole as long as one token fits"
+run generate --model model --prompt "the cat sat on the mat" --max-new-tokens 8 --json
+status_is 0
+sed 's/.*"ids": \[//; s/\].*//' out > few
+run generate --model model --prompt "the cat sat on the mat" --max-new-tokens 4096 --json
+status_is 0
+[ ! -s err ] || wrong "a warning about a prompt that fits"
+sed 's/.*"ids": \[//; s/\].*//' out > many
+case "$(cat many)" in "$(cat few)"*) ;; *) wrong "other tokens with a larger limit" ;; esac
+[ "$(tr ',' '\n' < many | grep -c '')" -gt 20 ] || wrong "the context was not filled"
+run generate --model model --prompt "$(cat text.txt)" --max-new-tokens 5
+status_is 0
+says '^warning: 1 prompt was longer than the context of 64 tokens and lost the beginning$'
+end
+
+misused "no new token" 'max-new-tokens: at least 1' generate --model model --prompt x \
+    --max-new-tokens 0
+misused "an empty stop text" 'stop: an empty text' generate --model model --prompt x --stop ''
+begin "tokenize: an id that no token has"
+echo "5 99999" | "$NEOXTUNE" tokenize --model model --decode > out 2> err
+[ $? = 1 ] || wrong "not refused"
+says '^neoxtune: not a token id: "99999"$'
+end
+
+begin "-h is --help"
+run -h
+status_is 0
+run train -h
+status_is 0
+prints '--learning-rate'
 end
 
 begin "generate: prompts from rows and lines"
@@ -645,10 +677,40 @@ refused_late() { # as refused, but the report of the data comes first
 }
 refused_late "tokens beyond the vocabulary" 'token [0-9]* .*vocabulary of 100' \
     train --model narrow --data text.txt --output-dir refused --max-steps 1
-refused_late "a block beyond the positions" '65 tokens.*64 positions' $(data) text.txt \
+refused "a block beyond the positions" 'block-size 65: the model in model has 64 positions' $(data) text.txt \
     --block-size 65
 refused_late "an example beyond the positions" 'longer than the model.s 64 positions' \
     $(data) long.txt --max-length 100
+begin "refused by a dry run too"
+for wrong_option in "--per-device-train-batch-size 0" "--adam-beta1 1.5" "--num-train-epochs 0" \
+    "--gradient-accumulation-steps 0" "--block-size 512" "--max-length 512"; do
+    text=text.txt
+    case $wrong_option in --max-length*) text=long.txt ;; esac
+    run train --model model --data $text --dry-run $wrong_option
+    status_is 1
+done
+end
+
+begin "kernels and threads of a config file"
+echo '{"threads": 0}' > none.json
+run info --model model --config-file none.json
+status_is 2
+says 'threads: a number of at least 1'
+echo '{"cpu": "bogus"}' > bogus.json
+run info --model model --config-file bogus.json
+status_is 2
+says '"bogus" is none of reference'
+end
+
+begin "the model is never the output"
+cp -r model itself
+run train --model itself --data pairs.jsonl --max-steps 2 --output-dir itself \
+    --overwrite-output-dir
+status_is 1
+says 'itself: lies in the output directory'
+same itself/model.safetensors model/model.safetensors
+end
+
 refused "eval: no data file" 'nowhere.txt: cannot open' eval --model model --data nowhere.txt
 refused "generate: no prompts" 'nowhere.txt: cannot open' generate --model model --prompts \
     nowhere.txt
@@ -889,6 +951,49 @@ status_is 0
 step=$(awk -F'[:,] *' '/eval_loss/ { for (i = 1; i < NF; i++) if ($i ~ /eval_loss/) l = $(i + 1)
     if (!n++ || l < best) { best = l; at = $2 } } END { print at }' best/metrics.jsonl)
 same "best/checkpoint-$step/model.safetensors" best/model.safetensors
+end
+
+begin "a checkpoint knows how its data was made"
+run eval --json --model run/checkpoint-5 --data pairs.jsonl
+status_is 0
+cp out inside
+mkdir -p moved
+cp -r run/checkpoint-5 moved/model
+cp run/run.json moved/model
+run eval --json --model moved/model --data pairs.jsonl
+same out inside
+end
+
+begin "damaged optimizer state is refused"
+run train --model half --data pairs.jsonl --output-dir damaged --max-steps 4 --save-steps 2
+status_is 0
+at=$(($(wc -c < damaged/checkpoint-2/optimizer.safetensors) - 40))
+cp damaged/checkpoint-2/optimizer.safetensors whole.safetensors
+printf '\001' | dd of=damaged/checkpoint-2/optimizer.safetensors bs=1 seek=$at conv=notrunc 2> /dev/null
+cmp -s whole.safetensors damaged/checkpoint-2/optimizer.safetensors && wrong "nothing was changed"
+run train --model half --data pairs.jsonl --output-dir damaged --max-steps 4 --save-steps 2 \
+    --resume-from-checkpoint damaged/checkpoint-2
+status_is 1
+says 'optimizer.safetensors: damaged: its values add up to'
+end
+
+begin "what a killed save left is removed"
+mkdir -p damaged/checkpoint-9.tmp-999999999-0/x damaged/checkpoint-9.tmp-$$-0 damaged/mine.tmp-x
+run train --model half --data pairs.jsonl --output-dir damaged --max-steps 1 --overwrite-output-dir
+status_is 0
+lacks damaged/checkpoint-9.tmp-999999999-0
+holds damaged/checkpoint-9.tmp-$$-0
+holds damaged/mine.tmp-x
+rm -r damaged
+end
+
+begin "a limit on the size of files while saving"
+(ulimit -f 64; "$NEOXTUNE" train --model model --data pairs.jsonl --output-dir limited-file \
+    --max-steps 2 > out 2> err)
+[ $? = 1 ] || wrong "not an error"
+says '^neoxtune: .*: cannot write: '
+lacks limited-file/model.safetensors
+no_rests
 end
 
 begin "a profile of a run, which changes nothing"

@@ -226,8 +226,9 @@ static void test_sample_choice(void) {
         c.seed++;
     }
     CHECK(differ > 10 && later > 10);
-    float bad[][3] = {{NAN, NAN, NAN}, {1, INFINITY, 2}, {-INFINITY, -INFINITY, -INFINITY}};
-    for (int k = 0; k < 3; k++)
+    float bad[][3] = {{NAN, NAN, NAN}, {1, INFINITY, 2}, {-INFINITY, -INFINITY, -INFINITY},
+                      {3, 1, NAN}, {NAN, 1, 2}};
+    for (int k = 0; k < 5; k++)
         CHECK(nxt_sample(cx, bad[k], 3, &c, 0, NULL, 0, &token) == NXT_DIVERGED);
     for (int k = 0; k < 5; k++) {
         nxt_sample_config wrong = c;
