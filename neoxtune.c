@@ -9993,6 +9993,8 @@ nxt_status nxt_run_last_checkpoint(nxt_context *cx, const char *output_dir, char
  * one to begin with.
  */
 #if !defined(NXT_NO_MAIN)
+#include <fnmatch.h>
+
 /* Exit statuses; 0 is done. A script can tell a typing mistake (2) from a run that failed (1)
  * and from one that was stopped and saved (130, which is a shell's 128 + SIGINT). */
 enum { FAILED = 1, USAGE = 2, INTERRUPTED = 130 };
@@ -10026,14 +10028,15 @@ typedef struct options {
     nxt_run_config r;
     nxt_sample_config s;
     text_list data, stop;
-    const char *model, *config, *eval_data, *resume, *prompt, *prompts, *file, *cpu;
+    const char *model, *config, *eval_data, *resume, *prompt, *prompts, *file, *cpu,
+        *tensors;
     const char *truncation, *train_on, *schedule, *eval_strategy, *save_strategy, *optim,
         *device; /* words, until settle_options turns them into numbers */
     double eval_split, test_split;
     int64_t max_length, max_train_samples, max_eval_samples, max_new_tokens,
         max_input_tokens, top_k, threads;
     int overwrite, dry_run, append_eos, no_append_eos, no_shuffle, json, add_start_token,
-        decode, lines, count, tensors, bf16, profile;
+        decode, lines, count, bf16, profile;
 } options;
 
 /* One row per option: the table parses, prints the help, reads config files, and writes
@@ -10137,7 +10140,7 @@ static const option option_table[] = {
     {"decode", FLAG(decode), TOKENIZE, "ids in, text out"},
     {"lines", FLAG(lines), TOKENIZE, "every line a text of its own"},
     {"count", FLAG(count), TOKENIZE, "print the number of tokens only"},
-    {"tensors", FLAG(tensors), INFO, "list every tensor"},
+    {"tensors", TEXT("PATTERN", tensors), INFO, "list the tensors of such names; '*': all"},
     {"dtype", TEXT("T", r.dtype), TRAIN | INIT,
      "f32, f16 or bf16 for what is saved; default: as the base"},
     {"bf16", FLAG(bf16), TRAIN | EVAL | GENERATE | BENCH,
@@ -10668,14 +10671,17 @@ static int read_template(app *a) {
  * tokenizer's, which wrote the training data; config.json is asked only where it names none.
  * Options are checked before weights are touched: a mistake costs no waiting. */
 static int open_model(app *a, int commands) {
+    const bool reads_text = commands != INFO || a->o.data.count;
     DO(find_model(a));
     DO(read_record(a, commands));
     DO(read_template(a));
     DO(settle_options(&a->o));
     ASK(nxt_model_load(&a->model, a->cx, a->dir));
     nxt_model_describe(a->model, &a->info);
-    ASK(nxt_tokenizer_load(&a->tok, a->cx, a->o.r.tokenizer ? a->o.r.tokenizer : a->dir));
-    a->o.d.eos = nxt_tokenizer_eos(a->tok) >= 0 ? nxt_tokenizer_eos(a->tok) : a->info.eos;
+    a->o.d.eos = a->info.eos;
+    if (reads_text)
+        ASK(nxt_tokenizer_load(&a->tok, a->cx, a->o.r.tokenizer ? a->o.r.tokenizer : a->dir));
+    if (reads_text && nxt_tokenizer_eos(a->tok) >= 0) a->o.d.eos = nxt_tokenizer_eos(a->tok);
     a->o.d.max_length = a->o.max_length > 0 ? a->o.max_length : a->info.positions;
     return 0;
 }
@@ -11591,6 +11597,7 @@ static void print_tensors(const app *a) {
     for (int64_t k = 0; k < nxt_param_count(a->model); k++) {
         nxt_param_info p;
         nxt_param_describe(a->model, k, &p);
+        if (fnmatch(a->o.tensors, p.name, 0) != 0) continue;
         if (p.rows == 1) printf("  %-58s %s [%" PRId64 "]\n", p.name, p.dtype, p.cols);
         else printf("  %-58s %s [%" PRId64 ", %" PRId64 "]\n", p.name, p.dtype, p.rows, p.cols);
     }

@@ -204,7 +204,7 @@ run info --model model
 status_is 0
 prints 'GPTNeoXForCausalLM'
 prints '34[0-9]* parameters\|parameters'
-run info --model model --tensors
+run info --model model --tensors '*'
 prints 'gpt_neox.layers.1.mlp.dense_4h_to_h.weight .*\[32, 64\]'
 run info --model model --json
 status_is 0
