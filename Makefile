@@ -127,7 +127,7 @@ fuzz: ## every tests/fuzz_*.c for FUZZ_SECONDS (needs clang's libFuzzer)
 	        build/fuzz/$$n.corpus; \
 	done
 
-demo: neoxtune ## fine-tune the small model of data/ and show what changed (about a minute and a half)
+demo: neoxtune ## fine-tune the small model of data/ and show what changed (about a minute)
 	sh data/demo.sh
 
 pico: neoxtune ## train the small model of data/ again from nothing
