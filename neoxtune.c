@@ -3011,16 +3011,19 @@ static void json_space(json_reader *r) {
     while (json_peek(r) && strchr(" \n\r\t", *r->p)) r->p++;
 }
 
-/* The four hexadecimal digits at p; above 0xffff when they are not. */
-static u32 json_hex(const char *p, const char *end) {
+/* The UTF-16 unit that the escape \uXXXX at r->p stands for; above 0xffff, and nothing taken,
+ * when there is no such escape. */
+static u32 json_unit(json_reader *r) {
     static const char digits[] = "0123456789abcdef0123456789ABCDEF";
-    u32 c = 0;
-    for (int i = 0; i < 4; i++) {
-        const char *d = p + i < end ? memchr(digits, p[i], sizeof digits - 1) : NULL;
+    u32 unit = 0;
+    if (r->end - r->p < 6 || r->p[0] != '\\' || r->p[1] != 'u') return 0x10000;
+    for (int i = 2; i < 6; i++) {
+        const char *d = memchr(digits, r->p[i], sizeof digits - 1);
         if (!d) return 0x10000;
-        c = c << 4 | ((u32)(d - digits) & 15);
+        unit = unit << 4 | ((u32)(d - digits) & 15);
     }
-    return c;
+    r->p += 6;
+    return unit;
 }
 
 /* The escape at r->p, which stands on the backslash. JSON spells characters beyond U+FFFF
@@ -3029,25 +3032,22 @@ static u32 json_hex(const char *p, const char *end) {
  * A half alone is no character and has no UTF-8; Python reads it, we refuse it. */
 static nxt_status json_escape(json_reader *r) {
     static const char from[] = "\"\\/bfnrt", to[] = "\"\\/\b\f\n\r\t";
-    const char *at = r->p++;
-    const char *hit = json_peek(r) ? strchr(from, *r->p) : NULL;
+    const char *at = r->p, *letter = at + 1;
+    if (letter == r->end) return json_fail(r, r->end, "");
+    const char *hit = memchr(from, *letter, sizeof from - 1);
     if (hit) {
         *r->pool++ = to[hit - from];
-        r->p++;
+        r->p += 2;
         return NXT_OK;
     }
-    if (json_peek(r) != 'u')
-        return json_fail(r, r->p < r->end ? at : r->end, "unknown escape in a string");
-    u32 c = json_hex(r->p + 1, r->end);
+    if (*letter != 'u') return json_fail(r, at, "unknown escape in a string");
+    u32 c = json_unit(r);
     if (c > 0xffff) return json_fail(r, at, "\\u needs four hexadecimal digits");
-    r->p += 5;
     if (c >= 0xd800 && c < 0xe000) {
-        u32 low = r->end - r->p >= 6 && r->p[0] == '\\' && r->p[1] == 'u'
-                      ? json_hex(r->p + 2, r->end) : 0;
+        const u32 low = json_unit(r);
         if (c >= 0xdc00 || low < 0xdc00 || low > 0xdfff)
             return json_fail(r, at, "half of a surrogate pair");
         c = 0x10000 + ((c - 0xd800) << 10) + (low - 0xdc00);
-        r->p += 6;
     }
     r->pool += utf8_encode(r->pool, c);
     return NXT_OK;
@@ -3077,20 +3077,20 @@ static nxt_status json_string(json_reader *r, const char **text, i64 *length) {
     return NXT_OK;
 }
 
-/* The value of a literal. strtod rounds correctly, but knows only the decimal point of the
- * host's locale; so the point is taken out: 12.5e3 is read as 125e2. */
+/* The value of a literal. strtod rounds correctly, but wants the decimal point of the host's
+ * locale, which a library must take as it is. Printing 0.5 shows it, between 0 and 5. */
 static nxt_status json_double(json_reader *r, json *v) {
-    const char *p = v->text, *point = strchr(p, '.');
-    v->number = strtod(p, NULL);
+    char half[16];
+    const char *point = strchr(v->text, '.');
+    v->number = strtod(v->text, NULL);
     if (!point) return NXT_OK;
-    char *s = arena_get(r->a, (size_t)v->length + 32), *to = s;
+    snprintf(half, sizeof half, "%.1f", 0.5);
+    if (half[1] == '.') return NXT_OK;
+    char *s = arena_get(r->a, (size_t)v->length + sizeof half);
     if (!s) return NXT_MEMORY;
-    for (; *p && (*p | 32) != 'e'; p++)
-        if (p != point) *to++ = *p;
-    i64 exponent = *p ? strtoll(p + 1, NULL, 10) : 0;
-    exponent = max64(-(1 << 30), min64(exponent, 1 << 30)); /* what is absurd stays absurd */
-    snprintf(to, 32, "e%" PRId64, exponent - (p - point - 1));
-    v->number = strtod(s, NULL);
+    half[strlen(half) - 1] = 0;
+    memcpy(s, v->text, (size_t)(point - v->text)); /* the arena's bytes are 0 beyond it */
+    v->number = strtod(strcat(strcat(s, half + 1), point + 1), NULL);
     return NXT_OK;
 }
 
@@ -3416,6 +3416,16 @@ static nxt_status file_read(nxt_context *cx, const char *path, i64 most, buffer 
     return status != NXT_OK ? status : out->status;
 }
 
+/* Parses a JSON file of at most `most` bytes into the arena; *out is NULL after a failure. */
+static nxt_status json_read(arena *a, const char *path, i64 most, json **out) {
+    buffer b = {.cx = a->cx};
+    *out = NULL;
+    nxt_status status = file_read(a->cx, path, most, &b);
+    if (status == NXT_OK) status = json_parse(a, path, b.p, b.n, out);
+    buffer_free(&b);
+    return status;
+}
+
 /* -- durable saves -------------------------------------------------------------------------
  *
  *     save s;
@@ -3539,33 +3549,30 @@ static nxt_status save_resolve(save *s, const char *path) {
 
 /* Makes `<stem>.tmp-<process>-<n>` with the first n that is free. mkdir decides who has it,
  * so two saves to one place, by two processes or two threads, never share a directory. It
- * lies on the file system of its destination: beside `final`, or in it, for save_begin_into. */
-static nxt_status save_start(save *s, const char *path) {
-    TRY(save_resolve(s, path));
-    for (int n = 0;; n++) {
+ * lies on the file system of its destination, since a rename cannot leave one: beside
+ * `final`, or in it, for save_begin_into. After a failure there is nothing to abort. */
+static nxt_status save_start(nxt_context *cx, const char *path, bool into, save *s) {
+    *s = (save){.cx = cx, .arena.cx = cx, .into = into};
+    nxt_status status = save_resolve(s, path);
+    for (int n = 0; status == NXT_OK && !s->temporary; n++) {
         const char *name = arena_print(&s->arena, "%s%s.tmp-%ld-%d", s->final,
-                                       s->into ? "/save" : "", (long)getpid(), n);
-        if (!name) return NXT_MEMORY;
-        if (mkdir(name, 0777) == 0) return s->temporary = name, NXT_OK;
-        if (errno != EEXIST || n == 10000) return fail_errno(s->cx, name, "create");
+                                       into ? "/save" : "", (long)getpid(), n);
+        if (!name) status = NXT_MEMORY;
+        else if (mkdir(name, 0777) == 0) s->temporary = name;
+        else if (errno != EEXIST || n == 10000) status = fail_errno(cx, name, "create");
     }
-}
-
-/* Starts a save that will be the directory `final`. After a failure there is nothing to
- * abort. */
-static nxt_status save_begin(nxt_context *cx, const char *final, save *s) {
-    *s = (save){.cx = cx, .arena.cx = cx};
-    nxt_status status = save_start(s, final);
     if (status != NXT_OK) save_abort(s);
     return status;
+}
+
+/* Starts a save that will be the directory `final`. */
+static nxt_status save_begin(nxt_context *cx, const char *final, save *s) {
+    return save_start(cx, final, false, s);
 }
 
 /* Starts a save of files that will be put into `directory`. */
 static nxt_status save_begin_into(nxt_context *cx, const char *directory, save *s) {
-    *s = (save){.cx = cx, .arena.cx = cx, .into = true};
-    nxt_status status = save_start(s, directory);
-    if (status != NXT_OK) save_abort(s);
-    return status;
+    return save_start(cx, directory, true, s);
 }
 
 /* The most frequent cause gets plain words. */
@@ -4966,12 +4973,8 @@ static nxt_status torchbin_parse(weights *w, const char *file, const u8 *p, i64 
 /* {"weight_map": {tensor: file}}. The files must lie beside the index: a name that leads
  * elsewhere would let a downloaded model make us read any file of the machine. */
 static nxt_status weights_read_index(weights *w, const char *directory, const char *path) {
-    buffer b = {.cx = w->cx};
-    json *root = NULL;
-    nxt_status status = file_read(w->cx, path, SAFETENSORS_HEADER_MAX, &b);
-    if (status == NXT_OK) status = json_parse(&w->arena, path, b.p, b.n, &root);
-    buffer_free(&b);
-    TRY(status);
+    json *root;
+    TRY(json_read(&w->arena, path, SAFETENSORS_HEADER_MAX, &root));
     const json *map = json_get(root, "weight_map");
     if (!map || map->kind != JSON_OBJECT)
         return fail(w->cx, NXT_FORMAT, "%s: no weight_map", path);
@@ -5067,11 +5070,9 @@ static void give_option(void (*set)(void *, const char *, const char *), void *u
 nxt_status nxt_options_read(nxt_context *cx, const char *path,
                             void (*set)(void *user, const char *name, const char *value),
                             void *user) {
-    const char *text;
     json *top;
-    TRY(nxt_text_read(cx, path, &text));
-    arena a = {.cx = cx, .chunks = cx->kept}; /* the tree's texts are kept as well */
-    nxt_status status = json_parse(&a, path, text, (i64)strlen(text), &top);
+    arena a = {.cx = cx, .chunks = cx->kept}; /* the host may keep the texts that it is given */
+    nxt_status status = json_read(&a, path, TEXT_BYTES, &top);
     cx->kept = a.chunks;
     TRY(status);
     if (top->kind != JSON_OBJECT) return fail(cx, NXT_FORMAT, "%s: not a JSON object", path);
@@ -5179,6 +5180,8 @@ enum { ALPHABET = 0x144, MOST_TOKENS = 1 << 22, MOST_BYTES = 1 << 28 };
 struct nxt_tokenizer {
     nxt_context *cx;
     arena memory;          /* of everything that does not grow */
+    arena scratch;         /* of what the files say, until all is loaded */
+    const char *path;      /* of the file at work, for errors */
     u16 *property;         /* of each code point, and of INVALID */
     pair_map unicode;      /* (c, 0) and (first, second) -> row of unicode_pairs */
 
@@ -5516,13 +5519,19 @@ static i64 split_nothing(const nxt_tokenizer *t, const u8 *p, i64 at, i64 n) {
  * rank 0 and "lo w" rank 1:   l o w l o  ->  lo w l o  ->  lo w lo  ->  low lo.
  */
 
-/* Makes room for more ids in t->out. */
+/* Makes room for `more` tokens in t->out. */
 static nxt_status reserve(nxt_tokenizer *t, i64 more) {
     token_list *out = t->out;
-    TRY(mem_grow(out->cx, &out->id, out->n, out->n + more, &out->capacity, sizeof *out->id));
+    const i64 need = out->n + more;
+    TRY(mem_grow(out->cx, &out->id, out->n, need, &out->capacity, sizeof *out->id));
     if (!t->want_ends) return NXT_OK;
-    return mem_grow(out->cx, &out->end, out->n, out->n + more, &out->end_capacity,
-                    sizeof *out->end);
+    return mem_grow(out->cx, &out->end, out->n, need, &out->end_capacity, sizeof *out->end);
+}
+
+/* A token, for which there is room, that ends before byte `end` of the text. */
+static inline void emit(nxt_tokenizer *t, i32 id, i64 end) {
+    if (t->want_ends) t->out->end[t->out->n] = end;
+    t->out->id[t->out->n++] = id;
 }
 
 /* The ids of p[0, n), n <= SHORT, into id; returns how many, or -1 if a byte has no token.
@@ -5566,30 +5575,36 @@ typedef struct long_word {
     i64 count;
 } long_word;
 
-static void heap_down(u64 *heap, i64 count, i64 at) {
-    u64 moving = heap[at];
-    for (;;) {
-        i64 first = 4 * at + 1, best = first, last = min64(first + 4, count);
+/* Takes the lowest entry; the last one sinks from the root to its place. */
+static u64 heap_pop(long_word *w) {
+    u64 *heap = w->heap;
+    const u64 top = heap[0], moving = heap[--w->count];
+    for (i64 at = 0, best;; at = best) {
+        const i64 first = 4 * at + 1, last = min64(first + 4, w->count);
+        best = first;
         for (i64 i = first + 1; i < last; i++)
             if (heap[i] < heap[best]) best = i;
-        if (first >= count || heap[best] >= moving) break;
-        heap[at] = heap[best];
-        at = best;
+        if (first < w->count && heap[best] < moving) heap[at] = heap[best];
+        else return heap[at] = moving, top;
     }
-    heap[at] = moving;
 }
 
-static void heap_push(long_word *w, u64 entry) {
-    i64 at = w->count++;
-    for (; at > 0 && w->heap[(at - 1) / 4] > entry; at = (at - 1) / 4)
-        w->heap[at] = w->heap[(at - 1) / 4];
-    w->heap[at] = entry;
-}
 
 /* The rank of symbol i and its successor. */
 static u32 rank_of(const nxt_tokenizer *t, const symbol *s, i32 i) {
     if (i < 0 || s[i].id < 0 || s[i].next < 0) return NONE;
     return pair_get(&t->merges, (u32)s[i].id, (u32)s[s[i].next].id);
+}
+
+/* Puts symbol i and its successor into the heap, if they merge: up from the last place. */
+static void heap_push(const nxt_tokenizer *t, long_word *w, i32 i) {
+    const u32 rank = rank_of(t, w->symbol, i);
+    const u64 entry = (u64)rank << 32 | (u32)i;
+    if (rank == NONE) return;
+    i64 at = w->count++;
+    for (; at > 0 && w->heap[(at - 1) / 4] > entry; at = (at - 1) / 4)
+        w->heap[at] = w->heap[(at - 1) / 4];
+    w->heap[at] = entry;
 }
 
 /* The symbols of p[0, n), one a byte; bytes without a token become the unknown token (one
@@ -5598,62 +5613,52 @@ static i32 first_symbols(const nxt_tokenizer *t, const u8 *p, i64 n, symbol *s) 
     i32 count = 0;
     bool fuse = false;
     for (i32 i = 0; i < n; i++) {
-        i32 id = t->byte_id[p[i]];
+        const i32 id = t->byte_id[p[i]];
         if (id < 0 && t->unknown < 0) continue;
-        if (id < 0 && fuse) s[count - 1].end = i + 1;
-        else {
-            s[count] = (symbol){id < 0 ? t->unknown : id, count - 1, count + 1, i + 1};
+        if (id >= 0 || !fuse) {
+            s[count] = (symbol){id < 0 ? t->unknown : id, count - 1, count + 1, 0};
             count++;
         }
+        s[count - 1].end = i + 1;
         fuse = id < 0 && t->fuse_unknown;
     }
     if (count) s[count - 1].next = -1;
     return count;
 }
 
+/* Symbol i takes in its successor, whose place stays empty (id -1), so that entries of the
+ * heap that name it are known to be stale. */
 static void merge_all(const nxt_tokenizer *t, long_word *w) {
     symbol *s = w->symbol;
     while (w->count > 0) {
-        u64 top = w->heap[0];
-        i32 i = (i32)(top & 0xffffffff);
-        w->heap[0] = w->heap[--w->count];
-        heap_down(w->heap, w->count, 0);
+        const u64 top = heap_pop(w);
+        const i32 i = (i32)(top & 0xffffffff), gone = s[i].next;
         if (rank_of(t, s, i) != top >> 32) continue;
-        i32 gone = s[i].next;
         s[i].id = t->merged[top >> 32];
         s[i].end = s[gone].end;
         s[i].next = s[gone].next;
         s[gone].id = -1;
         if (s[i].next >= 0) s[s[i].next].previous = i;
-        const i32 neighbours[2] = {s[i].previous, i};
-        for (int k = 0; k < 2; k++) {
-            u32 rank = rank_of(t, s, neighbours[k]);
-            if (rank != NONE) heap_push(w, (u64)rank << 32 | (u32)neighbours[k]);
-        }
+        heap_push(t, w, s[i].previous);
+        heap_push(t, w, i);
     }
 }
 
-/* Adds the ids of a word of any length, which starts at byte `start` of its text. Ten million
- * letters without a space take some seconds and thirty bytes of memory each. */
+/* Adds the ids of a word of any length, which starts at byte `start` of its text, and for
+ * which encode_word made room. Ten million letters without a space take some seconds and
+ * thirty bytes of memory each. */
 static nxt_status merge_long(nxt_tokenizer *t, const u8 *p, i64 n, i64 start) {
     long_word w = {0};
-    token_list *out = t->out;
     if (n > INT32_MAX)
         return fail(t->cx, NXT_UNSUPPORTED, "one word of %" PRId64 " bytes", n);
     nxt_status status = mem_get(t->cx, &w.symbol, n, sizeof *w.symbol);
     /* a merge takes one pair out of the heap and adds two at most */
     if (status == NXT_OK) status = mem_get(t->cx, &w.heap, 2 * n, sizeof *w.heap);
-    i32 count = status == NXT_OK ? first_symbols(t, p, n, w.symbol) : 0;
-    for (i32 i = 0; i < count; i++) {
-        u32 rank = rank_of(t, w.symbol, i);
-        if (rank != NONE) w.heap[w.count++] = (u64)rank << 32 | (u32)i;
-    }
-    for (i64 i = w.count / 4; w.count && i >= 0; i--) heap_down(w.heap, w.count, i);
-    if (count) merge_all(t, &w);
-    for (i32 i = count ? 0 : -1; i >= 0; i = w.symbol[i].next) { /* encode_word made room */
-        if (t->want_ends) out->end[out->n] = start + w.symbol[i].end;
-        out->id[out->n++] = w.symbol[i].id;
-    }
+    const i32 count = status == NXT_OK ? first_symbols(t, p, n, w.symbol) : 0;
+    for (i32 i = 0; i < count; i++) heap_push(t, &w, i);
+    merge_all(t, &w);
+    for (i32 i = count ? 0 : -1; i >= 0; i = w.symbol[i].next)
+        emit(t, w.symbol[i].id, start + w.symbol[i].end);
     mem_drop(t->cx, w.symbol);
     mem_drop(t->cx, w.heap);
     return status;
@@ -5791,15 +5796,13 @@ typedef nxt_status (*encode_fn)(nxt_tokenizer *t, const u8 *p, i64 n, i64 start)
 static nxt_status encode_around(nxt_tokenizer *t, const matcher *m, encode_fn between,
                                 const u8 *p, i64 n, i64 start) {
     added_walk w = {.p = p, .n = n};
-    for (;;) {
+    for (;; w.done = w.end) {
         const bool found = next_added(t, m, &w);
         const i64 end = found ? w.begin : n;
         if (w.done < end) TRY(between(t, p + w.done, end - w.done, start + w.done));
         if (!found) return NXT_OK;
         TRY(reserve(t, 1));
-        if (t->want_ends) t->out->end[t->out->n] = start + w.end;
-        t->out->id[t->out->n++] = w.id;
-        w.done = w.end;
+        emit(t, w.id, start + w.end);
     }
 }
 
@@ -5860,24 +5863,9 @@ static void decode_bytes(const nxt_tokenizer *t, i32 id, const u8 **p, i64 *n) {
  * model's own would train it on noise.
  */
 
-typedef struct token_files {
-    nxt_tokenizer *t;
-    arena memory;     /* of the files' contents: dropped after loading */
-    const char *path; /* of the file at work, for errors */
-} token_files;
-
-static nxt_status read_json(token_files *f, const char *path, json **out) {
-    buffer b = {.cx = f->t->cx};
-    f->path = path;
-    nxt_status status = file_read(b.cx, path, MOST_BYTES, &b);
-    if (status == NXT_OK) status = json_parse(&f->memory, path, b.p ? b.p : "", b.n, out);
-    buffer_free(&b);
-    return status;
-}
-
-static nxt_status fail_unsupported(const token_files *f, const char *what, const char *name,
+static nxt_status fail_unsupported(const nxt_tokenizer *t, const char *what, const char *name,
                                    const char *known) {
-    return fail(f->t->cx, NXT_UNSUPPORTED, "%s: %s %.60s is not supported (%s is)", f->path,
+    return fail(t->cx, NXT_UNSUPPORTED, "%s: %s %.60s is not supported (%s is)", t->path,
                 what, name, known);
 }
 
@@ -5904,23 +5892,26 @@ static i64 to_bytes(const nxt_tokenizer *t, const char *text, i64 n, u8 *out) {
     return bytes;
 }
 
-/* The id of a name in the file, or -1. *k becomes the row it has or would have, with its text
- * in `text`, which has room for n bytes. */
-static i32 find_name(const nxt_tokenizer *t, const char *name, i64 n, u8 *text, token_row *k) {
-    i64 bytes = to_bytes(t, name, n, text);
-    if (bytes < 0) memcpy(text, name, (size_t)n);
+/* The row that a name of the file has or would have: in bytes, or VERBATIM, as it stands, when
+ * that is asked for or other letters are in it. Its text is new, in this arena. */
+static nxt_status name_row(const nxt_tokenizer *t, arena *a, const char *name, i64 n,
+                           bool verbatim, token_row *k) {
+    u8 *text = (u8 *)arena_text(a, name, (size_t)n);
+    if (!text) return NXT_MEMORY;
+    const i64 bytes = verbatim ? -1 : to_bytes(t, name, n, text);
+    if (bytes < 0) memcpy(text, name, (size_t)n); /* again: some may have been replaced */
     *k = (token_row){text, (u32)(bytes < 0 ? n : bytes), bytes < 0 ? VERBATIM : 0};
-    return find_token(t, text, k->length, k->flags);
+    return NXT_OK;
 }
 
-static nxt_status load_vocabulary(token_files *f, const json *words, i64 added) {
-    nxt_tokenizer *t = f->t;
+static nxt_status load_vocabulary(nxt_tokenizer *t, const json *words, i64 added) {
+    token_row k;
     if (!words || words->kind != JSON_OBJECT)
-        return fail(t->cx, NXT_FORMAT, "%s: there is no vocabulary", f->path);
+        return fail(t->cx, NXT_FORMAT, "%s: there is no vocabulary", t->path);
     for (const json *w = words->first; w; w = w->next) {
         const double id = w->kind == JSON_NUMBER ? w->number : -1;
         if (!(id >= 0 && id < MOST_TOKENS) || id != (i32)id)
-            return fail(t->cx, NXT_FORMAT, "%s: token \"%.60s\" has no usable id", f->path,
+            return fail(t->cx, NXT_FORMAT, "%s: token \"%.60s\" has no usable id", t->path,
                         w->key);
         t->size = (i32)max64(t->size, (i64)id + 1);
     }
@@ -5930,12 +5921,9 @@ static nxt_status load_vocabulary(token_files *f, const json *words, i64 added) 
     TRY(pair_map_create(&t->memory, words->count + added, &t->dictionary));
     for (const json *w = words->first; w; w = w->next) {
         const i32 id = (i32)w->number;
-        u8 *text = arena_get(&t->memory, (size_t)w->key_length);
-        token_row k;
-        if (!text) return NXT_MEMORY;
+        TRY(name_row(t, &t->memory, w->key, w->key_length, false, &k));
         if (t->token[id].text)
-            return fail(t->cx, NXT_FORMAT, "%s: two tokens have the id %d", f->path, id);
-        (void)find_name(t, w->key, w->key_length, text, &k);
+            return fail(t->cx, NXT_FORMAT, "%s: two tokens have the id %d", t->path, id);
         set_token(t, id, &k);
     }
     for (int b = 0; b < 256; b++) t->byte_id[b] = find_token(t, &(u8){(u8)b}, 1, 0);
@@ -5943,10 +5931,9 @@ static nxt_status load_vocabulary(token_files *f, const json *words, i64 added) 
 }
 
 /* The next merge: of the two texts, in the file's letters, into one token. */
-static nxt_status load_merge(token_files *f, u32 rank, const char *left, i64 left_length,
+static nxt_status load_merge(nxt_tokenizer *t, u32 rank, const char *left, i64 left_length,
                              const char *right, i64 right_length) {
-    nxt_tokenizer *t = f->t;
-    u8 *text = arena_get(&f->memory, (size_t)(left_length + right_length));
+    u8 *text = arena_get(&t->scratch, (size_t)(left_length + right_length));
     if (!text) return NXT_MEMORY;
     i64 a = to_bytes(t, left, left_length, text);
     i64 b = a < 0 ? -1 : to_bytes(t, right, right_length, text + a);
@@ -5955,7 +5942,7 @@ static nxt_status load_merge(token_files *f, u32 rank, const char *left, i64 lef
     const i32 both = find_token(t, text, a + b, 0);
     if (x < 0 || y < 0 || both < 0)
         return fail(t->cx, NXT_FORMAT, "%s: merge %u is of tokens that are not in the "
-                    "vocabulary: %.60s", f->path, rank + 1, left);
+                    "vocabulary: %.60s", t->path, rank + 1, left);
     pair_put(&t->merges, (u32)x, (u32)y, rank);
     if (a == 1 && b == 1) t->byte_rank[text[0] << 8 | text[1]] = rank;
     t->merged[rank] = both;
@@ -5963,12 +5950,11 @@ static nxt_status load_merge(token_files *f, u32 rank, const char *left, i64 lef
 }
 
 /* ["a b", ...] or [["a", "b"], ...]; lines like "#version: 0.2" come from merges.txt. */
-static nxt_status load_merges(token_files *f, const json *merges) {
+static nxt_status load_merges(nxt_tokenizer *t, const json *merges) {
     const size_t byte_pairs = 256 * 256 * sizeof(u32);
-    nxt_tokenizer *t = f->t;
     u32 rank = 0;
     if (!merges || merges->kind != JSON_ARRAY)
-        return fail(t->cx, NXT_FORMAT, "%s: there are no merges", f->path);
+        return fail(t->cx, NXT_FORMAT, "%s: there are no merges", t->path);
     t->merged = arena_get(&t->memory, (size_t)merges->count * sizeof *t->merged);
     t->byte_rank = arena_get(&t->memory, byte_pairs);
     if (!t->merged || !t->byte_rank) return NXT_MEMORY;
@@ -5980,41 +5966,39 @@ static nxt_status load_merges(token_files *f, const json *merges) {
         const char *space = text ? memchr(m->text, ' ', (size_t)m->length) : NULL;
         const i64 left = space ? space - m->text : 0;
         if (text && !strncmp(m->text, "#version", 8)) continue;
-        if (space) TRY(load_merge(f, rank++, m->text, left, space + 1, m->length - left - 1));
+        if (space) TRY(load_merge(t, rank++, m->text, left, space + 1, m->length - left - 1));
         else if (b && !b->next && a->kind == JSON_STRING && b->kind == JSON_STRING)
-            TRY(load_merge(f, rank++, a->text, a->length, b->text, b->length));
-        else return fail(t->cx, NXT_FORMAT, "%s: merge %u is not a pair", f->path, rank + 1);
+            TRY(load_merge(t, rank++, a->text, a->length, b->text, b->length));
+        else return fail(t->cx, NXT_FORMAT, "%s: merge %u is not a pair", t->path, rank + 1);
     }
     return NXT_OK;
 }
 
 /* The settings of the BPE model. Old files do not say "type". */
-static nxt_status load_model(token_files *f, const json *model, i64 added) {
-    nxt_tokenizer *t = f->t;
+static nxt_status load_model(nxt_tokenizer *t, const json *model, i64 added) {
     const json *unknown = json_get(model, "unk_token");
     const char *type = json_text(model, "type", "BPE");
-    if (strcmp(type, "BPE")) return fail_unsupported(f, "the model", type, "BPE");
+    if (strcmp(type, "BPE")) return fail_unsupported(t, "the model", type, "BPE");
     const char *refused =
         *json_text(model, "continuing_subword_prefix", "") ? "continuing_subword_prefix"
         : *json_text(model, "end_of_word_suffix", "")      ? "end_of_word_suffix"
         : json_number(model, "dropout", 0) != 0            ? "dropout"
         : json_bool(model, "byte_fallback", false)         ? "byte_fallback"
                                                            : NULL;
-    if (refused) return fail_unsupported(f, "the BPE setting", refused, "BPE without it");
+    if (refused) return fail_unsupported(t, "the BPE setting", refused, "BPE without it");
     t->fuse_unknown = json_bool(model, "fuse_unk", false);
     t->ignore_merges = json_bool(model, "ignore_merges", false);
-    TRY(load_vocabulary(f, json_get(model, "vocab"), added));
+    TRY(load_vocabulary(t, json_get(model, "vocab"), added));
     if (unknown && unknown->kind == JSON_STRING) {
         token_row k;
-        u8 *text = arena_get(&f->memory, (size_t)unknown->length);
-        if (!text) return NXT_MEMORY;
-        t->unknown = find_name(t, unknown->text, unknown->length, text, &k);
+        TRY(name_row(t, &t->scratch, unknown->text, unknown->length, false, &k));
+        t->unknown = find_token(t, k.text, k.length, k.flags);
     }
-    return load_merges(f, json_get(model, "merges"));
+    return load_merges(t, json_get(model, "merges"));
 }
 
 /* The step `known` of a station, alone or alone in a Sequence; *out NULL: there is none. */
-static nxt_status load_step(token_files *f, const char *station, const json *v,
+static nxt_status load_step(nxt_tokenizer *t, const char *station, const json *v,
                             const char *members, const char *known, const json **out) {
     *out = NULL;
     if (!v || v->kind == JSON_NULL) return NXT_OK;
@@ -6022,31 +6006,27 @@ static nxt_status load_step(token_files *f, const char *station, const json *v,
     const json *list = sequence ? json_get(v, members) : NULL;
     for (v = sequence ? (list ? list->first : NULL) : v; v; v = sequence ? v->next : NULL) {
         const char *type = json_text(v, "type", "without type");
-        if (*out || strcmp(type, known)) return fail_unsupported(f, station, type, known);
+        if (*out || strcmp(type, known)) return fail_unsupported(t, station, type, known);
         *out = v;
     }
     return NXT_OK;
 }
 
-/* The id of an added token: its row of the vocabulary, or the next free one, for the library
- * numbers new tokens itself whatever the file says. */
-static nxt_status added_id(token_files *f, const json *content, i64 vocabulary, i32 *next,
+/* The id of an added token: its row of the vocabulary, or of an added token before it, or the
+ * next free one, for the library numbers new tokens itself whatever the file says. */
+static nxt_status added_id(nxt_tokenizer *t, const json *content, i64 vocabulary, i32 *next,
                            i32 *out) {
-    nxt_tokenizer *t = f->t;
     token_row k;
-    u8 *text = arena_get(&t->memory, (size_t)content->length);
-    if (!text) return NXT_MEMORY;
-    *out = find_name(t, content->text, content->length, text, &k);
-    if (*out < 0) { /* not of the vocabulary: its text as it stands, whatever letters it has */
-        memcpy(text, content->text, (size_t)content->length);
-        k = (token_row){text, (u32)content->length, VERBATIM};
-        *out = find_token(t, text, k.length, VERBATIM);
+    *out = -1;
+    for (int verbatim = 0; verbatim < 2 && *out < 0; verbatim++) {
+        TRY(name_row(t, &t->memory, content->text, content->length, verbatim, &k));
+        *out = find_token(t, k.text, k.length, k.flags);
     }
     if (*out < 0) {
         *out = (i32)max64(*next, vocabulary);
         if (t->token[*out].text)
             return fail(t->cx, NXT_FORMAT, "%s: the id of the added token %.60s is taken",
-                        f->path, content->text);
+                        t->path, content->text);
         set_token(t, *out, &k);
         t->size = (i32)max64(t->size, *out + 1);
     }
@@ -6055,23 +6035,22 @@ static nxt_status added_id(token_files *f, const json *content, i64 vocabulary, 
 }
 
 /* Of a text that is listed twice the last entry counts. */
-static nxt_status load_added(token_files *f, const json *list, i64 vocabulary) {
+static nxt_status load_added(nxt_tokenizer *t, const json *list, i64 vocabulary) {
     static const struct { const char *name; u32 flag; } flags[] = {
         {"special", SPECIAL}, {"lstrip", LSTRIP}, {"rstrip", RSTRIP},
         {"single_word", SINGLE_WORD}};
-    nxt_tokenizer *t = f->t;
     i32 next = 0, id;
-    const json **entry = arena_get(&f->memory, (size_t)t->rows * sizeof *entry);
+    const json **entry = arena_get(&t->scratch, (size_t)t->rows * sizeof *entry);
     if (!entry) return NXT_MEMORY;
     for (const json *m = list ? list->first : NULL; m; m = m->next) {
         const json *content = json_get(m, "content");
         if (!content || content->kind != JSON_STRING)
-            return fail(t->cx, NXT_FORMAT, "%s: an added token without content", f->path);
+            return fail(t->cx, NXT_FORMAT, "%s: an added token without content", t->path);
         if (!content->length) continue;
-        TRY(added_id(f, content, vocabulary, &next, &id));
+        TRY(added_id(t, content, vocabulary, &next, &id));
         if ((i32)json_number(m, "id", id) != id)
             say(t->cx, NXT_LOG_WARNING, "%s: the added token %.60s gets id %d, as it does in "
-                "Hugging Face's library", f->path, content->text, id);
+                "Hugging Face's library", t->path, content->text, id);
         t->token[id].flags &= VERBATIM;
         for (int i = 0; i < COUNT(flags); i++)
             if (json_bool(m, flags[i].name, false)) t->token[id].flags |= flags[i].flag;
@@ -6089,29 +6068,28 @@ static nxt_status load_added(token_files *f, const json *list, i64 vocabulary) {
     return NXT_OK;
 }
 
-static nxt_status load_tokenizer(token_files *f, const json *root) {
-    nxt_tokenizer *t = f->t;
+static nxt_status load_tokenizer(nxt_tokenizer *t, const json *root) {
     const json *model = json_get(root, "model"), *words = json_get(model, "vocab");
     const json *added = json_get(root, "added_tokens"), *step;
-    TRY(load_step(f, "the normalizer", json_get(root, "normalizer"), "normalizers", "NFC",
+    TRY(load_step(t, "the normalizer", json_get(root, "normalizer"), "normalizers", "NFC",
                   &step));
     t->form_c = step != NULL;
-    TRY(load_step(f, "the pre-tokenizer", json_get(root, "pre_tokenizer"), "pretokenizers",
+    TRY(load_step(t, "the pre-tokenizer", json_get(root, "pre_tokenizer"), "pretokenizers",
                   "ByteLevel", &step));
-    if (!step) return fail_unsupported(f, "the pre-tokenizer", "null", "ByteLevel");
+    if (!step) return fail_unsupported(t, "the pre-tokenizer", "null", "ByteLevel");
     t->prefix_space = json_bool(step, "add_prefix_space", true);
     t->split = json_bool(step, "use_regex", true) ? split_gpt2 : split_nothing;
-    TRY(load_model(f, model, added ? added->count : 0));
-    return load_added(f, added, words->count);
+    TRY(load_model(t, model, added ? added->count : 0));
+    return load_added(t, added, words->count);
 }
 
 /* GPT-2's own two files are rewritten as a tokenizer.json that also says what they leave to
  * the program: the pre-tokenizer, and the token that ends a text. */
-static nxt_status load_gpt2_files(token_files *f, const char *vocab, const char *merges) {
-    buffer all = {.cx = f->t->cx}, lines = all;
+static nxt_status load_gpt2_files(nxt_tokenizer *t, const char *vocab, const char *merges) {
+    buffer all = {.cx = t->cx}, lines = all;
     json *root;
     buffer_text(&all, "{\"model\": {\"vocab\": ");
-    f->path = vocab;
+    t->path = vocab;
     nxt_status status = file_read(all.cx, vocab, MOST_BYTES, &all);
     if (status == NXT_OK) status = file_read(all.cx, merges, MOST_BYTES, &lines);
     buffer_text(&all, ", \"merges\": [\"#version\"");
@@ -6125,80 +6103,67 @@ static nxt_status load_gpt2_files(token_files *f, const char *vocab, const char 
                 "\"add_prefix_space\": false}, \"added_tokens\": "
                 "[{\"content\": \"<|endoftext|>\", \"special\": true}]}");
     if (status == NXT_OK) status = all.status;
-    if (status == NXT_OK) status = json_parse(&f->memory, vocab, all.p, all.n, &root);
-    if (status == NXT_OK) status = load_tokenizer(f, root);
-    if (status == NXT_OK) f->t->eos = f->t->bos = nxt_token_id(f->t, "<|endoftext|>");
+    if (status == NXT_OK) status = json_parse(&t->scratch, vocab, all.p, all.n, &root);
+    if (status == NXT_OK) status = load_tokenizer(t, root);
+    if (status == NXT_OK) t->eos = t->bos = nxt_token_id(t, "<|endoftext|>");
     buffer_free(&all);
     buffer_free(&lines);
     return status;
 }
 
 /* "eos_token": "x" or {"content": "x"}, in a file that need not be there. */
-static nxt_status load_specials(token_files *f, const char *path) {
-    static const char *const keys[] = {"eos_token", "bos_token"};
-    i32 *const ids[] = {&f->t->eos, &f->t->bos};
+static nxt_status load_specials(nxt_tokenizer *t, const char *path) {
     json *root;
     if (!path) return NXT_MEMORY;
     if (!path_exists(path)) return NXT_OK;
-    TRY(read_json(f, path, &root));
-    for (int i = 0; i < 2; i++) {
-        const json *v = json_get(root, keys[i]);
-        const char *name = json_text(root, keys[i], json_text(v, "content", NULL));
-        if (name) *ids[i] = nxt_token_id(f->t, name);
+    TRY(json_read(&t->scratch, path, MOST_BYTES, &root));
+    for (int bos = 0; bos < 2; bos++) {
+        const char *key = bos ? "bos_token" : "eos_token";
+        const char *name = json_text(root, key, json_text(json_get(root, key), "content", NULL));
+        if (name) *(bos ? &t->bos : &t->eos) = nxt_token_id(t, name);
     }
     return NXT_OK;
 }
 
-static nxt_status load_files(token_files *f, const char *path) {
-    arena *a = &f->memory;
+static nxt_status load_files(nxt_tokenizer *t, const char *path) {
+    arena *a = &t->scratch;
     const bool file = ends_with(path, ".json");
     const char *directory = file ? path_parent(a, path) : path;
     if (!directory) return NXT_MEMORY;
-    const char *whole = file ? path : path_join(a, directory, "tokenizer.json");
     const char *vocab = path_join(a, directory, "vocab.json");
     const char *merges = path_join(a, directory, "merges.txt");
-    if (!whole || !vocab || !merges) return NXT_MEMORY;
-    if (file || path_exists(whole)) {
+    t->path = file ? path : path_join(a, directory, "tokenizer.json");
+    if (!t->path || !vocab || !merges) return NXT_MEMORY;
+    if (file || path_exists(t->path)) {
         json *root;
-        TRY(read_json(f, whole, &root));
-        TRY(load_tokenizer(f, root));
+        TRY(json_read(a, t->path, MOST_BYTES, &root));
+        TRY(load_tokenizer(t, root));
     } else if (path_exists(vocab) && path_exists(merges))
-        TRY(load_gpt2_files(f, vocab, merges));
+        TRY(load_gpt2_files(t, vocab, merges));
     else
-        return fail(f->t->cx, NXT_IO, "%s: no tokenizer.json here, nor vocab.json with "
+        return fail(t->cx, NXT_IO, "%s: no tokenizer.json here, nor vocab.json with "
                     "merges.txt", path);
-    TRY(load_specials(f, path_join(a, directory, "special_tokens_map.json")));
-    return load_specials(f, path_join(a, directory, "tokenizer_config.json"));
+    TRY(load_specials(t, path_join(a, directory, "special_tokens_map.json")));
+    return load_specials(t, path_join(a, directory, "tokenizer_config.json"));
 }
 
 /* A tokenizer that knows Unicode and no tokens yet. */
 static nxt_status tokenizer_create(nxt_context *cx, nxt_tokenizer **out) {
     nxt_tokenizer *t;
-    TRY(mem_zero(cx, &t, 1, sizeof *t));
-    *out = t;
-    t->cx = t->memory.cx = t->text.cx = t->prefixed.cx = cx;
+    TRY(mem_zero(cx, out, 1, sizeof *t));
+    t = *out;
+    t->cx = t->memory.cx = t->scratch.cx = t->text.cx = t->prefixed.cx = cx;
     t->unknown = t->eos = t->bos = -1;
     alphabet_create(t);
     TRY(mem_zero(cx, &t->cache, (i64)1 << CACHE_BITS, sizeof *t->cache));
     return unicode_create(t);
 }
 
-nxt_status nxt_tokenizer_load(nxt_tokenizer **tok, nxt_context *ctx, const char *path) {
-    token_files f = {.memory = {.cx = ctx}};
-    *tok = NULL;
-    if (!path) return fail(ctx, NXT_ARGUMENT, "nxt_tokenizer_load: no path");
-    nxt_status status = tokenizer_create(ctx, &f.t);
-    if (status == NXT_OK) status = load_files(&f, path);
-    arena_free(&f.memory);
-    if (status == NXT_OK) *tok = f.t;
-    else nxt_tokenizer_destroy(f.t);
-    return status;
-}
-
 void nxt_tokenizer_destroy(nxt_tokenizer *tok) {
     if (!tok) return;
     nxt_context *cx = tok->cx;
     arena_free(&tok->memory);
+    arena_free(&tok->scratch);
     buffer_free(&tok->text);
     buffer_free(&tok->prefixed);
     mem_drop(cx, tok->change);
@@ -6206,6 +6171,18 @@ void nxt_tokenizer_destroy(nxt_tokenizer *tok) {
     mem_drop(cx, tok->cache);
     mem_drop(cx, tok);
 }
+
+nxt_status nxt_tokenizer_load(nxt_tokenizer **tok, nxt_context *ctx, const char *path) {
+    *tok = NULL;
+    if (!path) return fail(ctx, NXT_ARGUMENT, "nxt_tokenizer_load: no path");
+    nxt_status status = tokenizer_create(ctx, tok);
+    if (status == NXT_OK) status = load_files(*tok, path);
+    if (status == NXT_OK) return arena_free(&(*tok)->scratch), NXT_OK;
+    nxt_tokenizer_destroy(*tok);
+    *tok = NULL;
+    return status;
+}
+
 
 /* -- public functions ---------------------------------------------------------------------- */
 
