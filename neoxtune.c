@@ -4351,39 +4351,36 @@ static bool zip_mark(const zip_archive *z, i64 at, i64 bytes, char a, char b) {
     return at >= 0 && bytes <= z->n - at && !memcmp(z->p + at, (char[]){'P', 'K', a, b}, 4);
 }
 
-/* A number of the plain end record: the zip64 one at p takes its place, when the plain one is
- * saturated or the same. */
-static bool zip_widen(u64 *number, u64 saturated, const u8 *p) {
-    const u64 wide = read_le(p, 8);
-    const bool agrees = *number == saturated || *number == wide;
-    *number = wide;
-    return agrees;
-}
 
 /* Finds the directory, from the end of the file, where the end record must lie: PyTorch puts
- * no comment behind it. PyTorch writes the zip64 records always, other tools when needed. The
- * directory must fill what lies between its beginning and the end records. */
+ * no comment behind it. PyTorch writes the zip64 records always, other tools when needed: then
+ * the plain record's numbers are the same or saturated (all ones). The directory must fill what
+ * lies between its beginning and the end records. */
 static nxt_status zip_open(zip_archive *z) {
+    enum { ENTRIES, BYTES, OFFSET, FIELDS };
+    static const int at[FIELDS] = {10, 12, 16}, size[FIELDS] = {2, 4, 4}, at64[FIELDS] = {32, 40, 48};
     const i64 end = z->n - ZIP_END, locator = end - ZIP_LOCATOR, end64 = locator - ZIP_END64;
+    u64 x[FIELDS];
     if (!zip_mark(z, end, ZIP_END, 5, 6)) return fail_zip(z, "no end record: it is cut short");
-    const u8 *e = z->p + end;
-    u64 count = read_le(e + 10, 2), bytes = read_le(e + 12, 4), at = read_le(e + 16, 4);
+    for (int i = 0; i < FIELDS; i++) x[i] = read_le(z->p + end + at[i], size[i]);
     z->directory_end = end;
     if (zip_mark(z, locator, ZIP_LOCATOR, 6, 7)) {
         const u64 where = read_le(z->p + locator + 8, 8);
         if (where != (u64)end64 || !zip_mark(z, end64, ZIP_END64, 6, 6))
             return fail_zip(z, "no zip64 end record where its locator points");
-        e = z->p + end64;
-        if (!zip_widen(&count, 0xffff, e + 32) || !zip_widen(&bytes, 0xffffffff, e + 40)
-            || !zip_widen(&at, 0xffffffff, e + 48))
-            return fail_zip(z, "its two end records disagree");
+        for (int i = 0; i < FIELDS; i++) {
+            const u64 plain = x[i], saturated = ((u64)1 << 8 * size[i]) - 1;
+            x[i] = read_le(z->p + end64 + at64[i], 8);
+            if (plain != saturated && plain != x[i])
+                return fail_zip(z, "its two end records disagree");
+        }
         z->directory_end = end64;
     }
-    if (bytes > (u64)z->directory_end || at != (u64)z->directory_end - bytes)
+    if (x[BYTES] > (u64)z->directory_end || x[OFFSET] != (u64)z->directory_end - x[BYTES])
         return fail_zip(z, "the directory is not where the end record says");
-    if (count > bytes / ZIP_CENTRAL) return fail_zip(z, "more entries than fit");
-    z->directory = (i64)at;
-    z->count = (i64)count;
+    if (x[ENTRIES] > x[BYTES] / ZIP_CENTRAL) return fail_zip(z, "more entries than fit");
+    z->directory = (i64)x[OFFSET];
+    z->count = (i64)x[ENTRIES];
     return NXT_OK;
 }
 
@@ -4392,21 +4389,18 @@ static nxt_status zip_open(zip_archive *z) {
  * read 0xffffffff. False when the list is cut short, or lacks what is needed. */
 static bool zip_extra(const u8 *p, i64 n, u64 *bytes, u64 *stored, u64 *offset) {
     u64 *const field[] = {bytes, stored, offset};
-    while (n >= 4) {
-        i64 size = (i64)read_le(p + 2, 2);
-        if (size > n - 4) return false;
-        if (read_le(p, 2) == 1) {
-            const u8 *q = p + 4;
-            for (int i = 0; i < 3; i++) {
-                if (*field[i] != 0xffffffff) continue;
-                if (p + 4 + size - q < 8) return false;
-                *field[i] = read_le(q, 8);
-                q += 8;
-            }
-            return true;
+    for (i64 size; n >= 4; p += size, n -= size) {
+        size = 4 + (i64)read_le(p + 2, 2);
+        if (size > n) return false;
+        if (read_le(p, 2) != 1) continue;
+        i64 at = 4;
+        for (int i = 0; i < 3; i++) {
+            if (*field[i] != 0xffffffff) continue;
+            if (at + 8 > size) return false;
+            *field[i] = read_le(p + at, 8);
+            at += 8;
         }
-        p += 4 + size;
-        n -= 4 + size;
+        return true;
     }
     return *bytes != 0xffffffff && *stored != 0xffffffff && *offset != 0xffffffff;
 }
@@ -4528,14 +4522,15 @@ static const zip_entry *zip_find(const zip_archive *z, const char *folder, const
  * by the length of the pickle: an opcode makes at most one value, and moves pointers. */
 enum { PICKLE_MAX = 16 << 20 }; /* bytes; a model of 1000 tensors takes 150 thousand */
 
+/* Kinds are letters, so that a list of arguments is a text (pickle_begins). */
 typedef enum pickle_kind {
-    PICKLE_MARK,  /* on the stack only: where a list of values begins */
-    PICKLE_OTHER, /* None, True, False, floats, integers above 64 bits: never looked at */
-    PICKLE_INTEGER, PICKLE_TEXT, PICKLE_TUPLE,
-    PICKLE_LIST,  /* what it holds is dropped: no tensor of a model lies in one */
-    PICKLE_DICT,  /* only what has a text for its key is kept */
-    PICKLE_NAME,  /* one of torch_known */
-    PICKLE_STORAGE, PICKLE_TENSOR /* a tensor's items are the arguments it was built from */
+    PICKLE_MARK = '(',  /* on the stack only: where a list of values begins */
+    PICKLE_OTHER = '?', /* None, True, False, floats, integers above 64 bits: never looked at */
+    PICKLE_INTEGER = 'i', PICKLE_TEXT = 's', PICKLE_TUPLE = 't',
+    PICKLE_LIST = '[',  /* what it holds is dropped: no tensor of a model lies in one */
+    PICKLE_DICT = '{',  /* only what has a text for its key is kept */
+    PICKLE_NAME = 'n',  /* one of torch_known */
+    PICKLE_STORAGE = 'S', PICKLE_TENSOR = 'T' /* items: the arguments it was built from */
 } pickle_kind;
 
 /* All that a pickle may mention: three callables and the types of storages. */
@@ -4716,10 +4711,10 @@ static nxt_status pickle_name(pickle_machine *k) {
                 "does not need: refused", k->file, full);
 }
 
-/* Whether a tuple begins with values of these n kinds. */
-static bool pickle_begins(const pickle_value *tuple, const pickle_kind *kinds, i64 n) {
-    for (i64 i = 0; i < n; i++)
-        if (i >= tuple->count || tuple->item[i]->kind != kinds[i]) return false;
+/* Whether a tuple begins with values of these kinds, each named by its letter. */
+static bool pickle_begins(const pickle_value *tuple, const char *kinds) {
+    for (i64 i = 0; kinds[i]; i++)
+        if (i >= tuple->count || tuple->item[i]->kind != (pickle_kind)kinds[i]) return false;
     return true;
 }
 
@@ -4727,35 +4722,30 @@ static bool pickle_begins(const pickle_value *tuple, const pickle_kind *kinds, i
  * ("storage", type, key, device, elements), the data being entry `data/<key>`. Whatever device
  * it was on, it is bytes now. */
 static nxt_status pickle_storage(pickle_machine *k) {
-    static const pickle_kind kinds[] = {PICKLE_TEXT, PICKLE_NAME, PICKLE_TEXT, PICKLE_TEXT,
-                                        PICKLE_INTEGER};
     pickle_value *id = NULL;
     TRY(pickle_pop(k, PICKLE_TUPLE, &id));
-    if (id->count != COUNT(kinds) || !pickle_begins(id, kinds, COUNT(kinds))
-        || strcmp(id->item[0]->text, "storage") || id->item[1]->name->role != STORAGE
-        || id->item[4]->number < 0)
+    pickle_value *const *v = id->item;
+    if (id->count != 5 || !pickle_begins(id, "snssi") || strcmp(v[0]->text, "storage")
+        || v[1]->name->role != STORAGE || v[4]->number < 0)
         return fail_pickle(k, "a reference to something that is no storage");
-    return pickle_new(k, (pickle_value){.kind = PICKLE_STORAGE, .name = id->item[1]->name,
-                                        .text = id->item[2]->text,
-                                        .number = id->item[4]->number});
+    return pickle_new(k, (pickle_value){.kind = PICKLE_STORAGE, .name = v[1]->name,
+                                        .text = v[2]->text, .number = v[4]->number});
 }
 
 /* What Python would call with a tuple of arguments becomes a value of ours. A tensor is
  * (storage, offset, sizes, strides, requires_grad, hooks [, metadata]), of which the last three
  * say nothing about its values; a parameter is (tensor, requires_grad, hooks). */
 static nxt_status pickle_reduce(pickle_machine *k) {
-    static const pickle_kind tensor_kinds[] = {PICKLE_STORAGE, PICKLE_INTEGER, PICKLE_TUPLE,
-                                               PICKLE_TUPLE};
     pickle_value *args = NULL, *callee = NULL;
     TRY(pickle_pop(k, PICKLE_TUPLE, &args));
     TRY(pickle_pop(k, PICKLE_NAME, &callee));
     const int role = callee->name->role;
-    if (role == ORDERED_DICT && args->count == 0)
+    const i64 n = args->count;
+    if (role == ORDERED_DICT && n == 0)
         return pickle_new(k, (pickle_value){.kind = PICKLE_DICT});
-    if (role == BUILD_TENSOR && (args->count == 6 || args->count == 7)
-        && pickle_begins(args, tensor_kinds, COUNT(tensor_kinds)))
+    if (role == BUILD_TENSOR && (n == 6 || n == 7) && pickle_begins(args, "Sitt"))
         return pickle_new(k, (pickle_value){.kind = PICKLE_TENSOR, .item = args->item});
-    if (role == BUILD_PARAMETER && args->count == 3 && args->item[0]->kind == PICKLE_TENSOR)
+    if (role == BUILD_PARAMETER && n == 3 && pickle_begins(args, "T"))
         return pickle_push(k, args->item[0]);
     return fail(k->cx, NXT_UNSUPPORTED, "%s: data.pkl, byte %" PRId64 ": %s with unexpected "
                 "arguments", k->file, (i64)(k->p - k->start), callee->name->name);
