@@ -3377,13 +3377,13 @@ static nxt_status file_open(nxt_context *cx, const char *path, int *fd, i64 *byt
  * file meanwhile, touching what is gone raises SIGBUS. */
 static nxt_status file_map_open(nxt_context *cx, const char *path, file_map *m) {
     int fd;
+    i64 n;
     *m = (file_map){0};
-    TRY(file_open(cx, path, &fd, &m->n));
-    void *p = m->n ? mmap(NULL, (size_t)m->n, PROT_READ, MAP_PRIVATE, fd, 0) : NULL;
+    TRY(file_open(cx, path, &fd, &n));
+    void *p = n ? mmap(NULL, (size_t)n, PROT_READ, MAP_PRIVATE, fd, 0) : NULL;
     nxt_status status = p == MAP_FAILED ? fail_errno(cx, path, "map") : NXT_OK;
     close(fd); /* the map keeps the file open */
-    if (status == NXT_OK) m->p = p;
-    else m->n = 0;
+    if (status == NXT_OK) *m = (file_map){p, n};
     return status;
 }
 
@@ -3856,19 +3856,18 @@ typedef struct tensor_kind {
 } tensor_kind;
 
 /* All element types of the format, since a file may hold tensors that are no weights (masks,
- * counters). Types of 4 and 6 bits exist, so sizes are counted in bits. */
+ * counters). Types of 4 and 6 bits exist, so sizes are counted in bits. The first three are in
+ * the order of dtype. */
+static const tensor_kind tensor_kinds[] = {
+    {"F32", 32, F32}, {"F16", 16, F16}, {"BF16", 16, BF16}, {"F64", 64, -1}, {"C64", 64, -1},
+    {"BOOL", 8, -1}, {"U8", 8, -1}, {"I8", 8, -1}, {"I16", 16, -1}, {"U16", 16, -1},
+    {"I32", 32, -1}, {"U32", 32, -1}, {"I64", 64, -1}, {"U64", 64, -1},
+    {"F8_E5M2", 8, -1}, {"F8_E4M3", 8, -1}, {"F8_E8M0", 8, -1}, {"F8_E5M2FNUZ", 8, -1},
+    {"F8_E4M3FNUZ", 8, -1}, {"F6_E2M3", 6, -1}, {"F6_E3M2", 6, -1}, {"F4", 4, -1}};
+
 static const tensor_kind *tensor_kind_named(const char *name) {
-    static const tensor_kind kinds[] = {
-        {"F32", 32, F32},        {"F16", 16, F16},        {"BF16", 16, BF16},
-        {"BOOL", 8, -1},         {"U8", 8, -1},           {"I8", 8, -1},
-        {"I16", 16, -1},         {"U16", 16, -1},         {"I32", 32, -1},
-        {"U32", 32, -1},         {"I64", 64, -1},         {"U64", 64, -1},
-        {"F64", 64, -1},         {"C64", 64, -1},         {"F8_E5M2", 8, -1},
-        {"F8_E4M3", 8, -1},      {"F8_E8M0", 8, -1},      {"F8_E5M2FNUZ", 8, -1},
-        {"F8_E4M3FNUZ", 8, -1},  {"F6_E2M3", 6, -1},      {"F6_E3M2", 6, -1},
-        {"F4", 4, -1}};
-    for (i64 i = 0; i < COUNT(kinds); i++)
-        if (!strcmp(kinds[i].name, name)) return &kinds[i];
+    for (i64 i = 0; i < COUNT(tensor_kinds); i++)
+        if (!strcmp(tensor_kinds[i].name, name)) return &tensor_kinds[i];
     return NULL;
 }
 
@@ -4126,7 +4125,6 @@ static void write_pair(buffer *b, const char *key, const char *value) {
 /* The header of w->order[0, n), padded with spaces so that the data starts at a multiple of
  * 8. Compact and in the reference writer's order of keys, for the sake of equal bytes. */
 static void write_header(buffer *b, const tensor_writer *w, i64 n) {
-    static const char *const names[] = {[F32] = "F32", [F16] = "F16", [BF16] = "BF16"};
     i64 at = 0;
     buffer_text(b, "{\"__metadata__\":{\"format\":\"pt\"");
     for (i64 i = 0; i < w->set->metadata_count; i++)
@@ -4135,7 +4133,7 @@ static void write_header(buffer *b, const tensor_writer *w, i64 n) {
     for (i64 i = 0; i < n; i++) {
         const tensor_plan *t = w->order[i];
         write_pair(b, t->name, NULL);
-        buffer_print(b, "{\"dtype\":\"%s\",\"shape\":[", names[t->type]);
+        buffer_print(b, "{\"dtype\":\"%s\",\"shape\":[", tensor_kinds[t->type].name);
         for (int d = 0; d < t->rank; d++)
             buffer_print(b, "%s%" PRId64, d ? "," : "", t->dim[d]);
         buffer_print(b, "],\"data_offsets\":[%" PRId64 ",", at);
@@ -4174,49 +4172,63 @@ static nxt_status write_tensor(const tensor_writer *w, save_file *f, const tenso
     return NXT_OK;
 }
 
+enum { ALL_SHARDS = -1 };
+
+/* Puts the plans of a shard into w->order; returns how many. */
+static i64 order_plans(const tensor_writer *w, i64 shard) {
+    i64 n = 0;
+    for (i64 i = 0; i < w->set->count; i++)
+        if (shard == ALL_SHARDS || w->shard[i] == shard) w->order[n++] = &w->set->plans[i];
+    qsort(w->order, (size_t)n, sizeof *w->order, plan_order);
+    return n;
+}
+
 /* The file of one shard. */
 static nxt_status write_shard(const tensor_writer *w, i64 shard, const char *name) {
+    const i64 n = order_plans(w, shard);
     save_file f = {.fd = -1};
-    i64 n = 0;
     buffer b = {.cx = w->s->cx};
-    for (i64 i = 0; i < w->set->count; i++)
-        if (w->shard[i] == shard) w->order[n++] = &w->set->plans[i];
-    qsort(w->order, (size_t)n, sizeof *w->order, plan_order);
     write_header(&b, w, n);
     nxt_status status = b.status;
     if (status == NXT_OK && b.n > SAFETENSORS_HEADER_MAX)
         status = fail(b.cx, NXT_FORMAT, "%s: the header is too large to be read again", name);
-    u8 length[8];
-    for (int i = 0; i < 8; i++) length[i] = (u8)((u64)b.n >> 8 * i);
+    const u64 length = (u64)b.n; /* little-endian, as this machine is: §1 */
     if (status == NXT_OK) status = save_open(w->s, name, &f);
-    if (status == NXT_OK) status = save_bytes(&f, length, 8);
+    if (status == NXT_OK) status = save_bytes(&f, &length, sizeof length);
     if (status == NXT_OK) status = save_bytes(&f, b.p, b.n);
     for (i64 i = 0; i < n && status == NXT_OK; i++) status = write_tensor(w, &f, w->order[i]);
     buffer_free(&b);
     return save_close(&f, status);
 }
 
+enum { BEING_FILLED = -1 };
+
+/* Gives the shard that was being filled its number: to those of the first n plans that wait for
+ * it. Returns how many shards that makes: none, if none waits. */
+static i64 close_shard(i64 *shard, i64 n, i64 number) {
+    i64 closed = 0;
+    for (i64 i = 0; i < n; i++)
+        if (shard[i] == BEING_FILLED) shard[i] = number, closed = 1;
+    return closed;
+}
+
 /* Hugging Face's rule: fill a shard in the model's order until the next tensor would not
  * fit. A tensor larger than a shard gets one alone, which takes its number at once, while
  * the shard being filled takes its own when it is closed. Returns the number of shards. */
 static i64 choose_shards(const tensor_set *set, i64 *shard) {
-    enum { BEING_FILLED = -1 };
-    i64 shards = 0, filled = 0, waiting = 0;
+    i64 shards = 0, filled = 0;
     const i64 limit = set->shard_bytes ? set->shard_bytes : INT64_MAX;
-    for (i64 i = 0; i <= set->count; i++) {
-        const i64 bytes = i < set->count ? plan_bytes(&set->plans[i]) : 0;
+    for (i64 i = 0; i < set->count; i++) {
+        const i64 bytes = plan_bytes(&set->plans[i]);
         const bool alone = bytes > limit;
-        if (waiting && !alone && (i == set->count || bytes > limit - filled)) {
-            for (i64 j = 0; j < i; j++)
-                if (shard[j] == BEING_FILLED) shard[j] = shards;
-            shards++;
-            waiting = filled = 0;
+        if (!alone && bytes > limit - filled) {
+            shards += close_shard(shard, i, shards);
+            filled = 0;
         }
-        if (i == set->count) break;
         shard[i] = alone ? shards++ : BEING_FILLED;
-        filled += alone ? 0 : bytes;
-        waiting += !alone;
+        if (!alone) filled += bytes;
     }
+    shards += close_shard(shard, set->count, shards);
     return max64(1, shards);
 }
 
@@ -4229,20 +4241,16 @@ static void shard_name(char out[300], const char *name, i64 shard, i64 shards) {
 
 /* {"metadata": {"total_size": bytes}, "weight_map": {tensor: file}}. */
 static nxt_status write_index(const tensor_writer *w, const char *name, i64 shards) {
-    const tensor_set *set = w->set;
+    const i64 n = order_plans(w, ALL_SHARDS);
     buffer b = {.cx = w->s->cx};
     i64 total = 0;
     char file[300];
-    for (i64 i = 0; i < set->count; i++) {
-        total += plan_bytes(&set->plans[i]);
-        w->order[i] = &set->plans[i];
-    }
-    qsort(w->order, (size_t)set->count, sizeof *w->order, plan_order);
+    for (i64 i = 0; i < n; i++) total += plan_bytes(w->order[i]);
     buffer_print(&b, "{\n  \"metadata\": {\n    \"total_size\": %" PRId64
                  "\n  },\n  \"weight_map\": {", total);
-    for (i64 i = 0; i < set->count; i++) {
+    for (i64 i = 0; i < n; i++) {
         const tensor_plan *t = w->order[i];
-        shard_name(file, name, w->shard[t - set->plans], shards);
+        shard_name(file, name, w->shard[t - w->set->plans], shards);
         buffer_text(&b, i ? ",\n    " : "\n    ");
         json_write_text(&b, t->name, (i64)strlen(t->name));
         buffer_print(&b, ": \"%s\"", file);
@@ -4574,8 +4582,8 @@ typedef struct pickle_machine {
     const char *file;
     arena arena; /* of all values: they point at each other freely, and die together */
     const u8 *start, *p, *end;
-    pickle_value **stack, **memo;
-    i64 depth, stack_capacity, memo_count, memo_capacity;
+    pickle_value **stack, **memo; /* each has a place for every byte of the pickle */
+    i64 depth, memo_count;
 } pickle_machine;
 
 /* Every fault says where in the pickle it was found. */
@@ -4584,20 +4592,16 @@ static nxt_status fail_pickle(const pickle_machine *k, const char *reason) {
                 (i64)(k->p - k->start), reason);
 }
 
-/* The stack grows as it must: each push costs a byte of the pickle at least. */
-static nxt_status pickle_push(pickle_machine *k, pickle_value *v) {
-    TRY(mem_grow(k->cx, &k->stack, k->depth, k->depth + 1, &k->stack_capacity,
-                 sizeof *k->stack));
-    k->stack[k->depth++] = v;
-    return NXT_OK;
-}
+
+static void pickle_push(pickle_machine *k, pickle_value *v) { k->stack[k->depth++] = v; }
 
 /* A new value on the stack, like this one. */
 static nxt_status pickle_new(pickle_machine *k, pickle_value like) {
     pickle_value *v = arena_get(&k->arena, sizeof *v);
     if (!v) return NXT_MEMORY;
     *v = like;
-    return pickle_push(k, v);
+    pickle_push(k, v);
+    return NXT_OK;
 }
 
 /* The top of the stack, which must be of that kind; so a mark is never taken for a value. */
@@ -4672,11 +4676,8 @@ static nxt_status pickle_remember(pickle_machine *k, u64 index) {
     if (k->depth == 0 || k->stack[k->depth - 1]->kind == PICKLE_MARK)
         return fail_pickle(k, "nothing to remember");
     if (index > (u64)(k->end - k->start)) return fail_pickle(k, "an absurd memo number");
-    const i64 need = (i64)index + 1, had = k->memo_capacity;
-    TRY(mem_grow(k->cx, &k->memo, had, need, &k->memo_capacity, sizeof *k->memo));
-    for (i64 i = had; i < k->memo_capacity; i++) k->memo[i] = NULL;
     k->memo[index] = k->stack[k->depth - 1];
-    k->memo_count = max64(k->memo_count, need);
+    k->memo_count = max64(k->memo_count, (i64)index + 1);
     return NXT_OK;
 }
 
@@ -4684,7 +4685,8 @@ static nxt_status pickle_remember(pickle_machine *k, u64 index) {
 static nxt_status pickle_recall(pickle_machine *k, u64 index) {
     if (index >= (u64)k->memo_count || !k->memo[index])
         return fail_pickle(k, "recalls what was never remembered");
-    return pickle_push(k, k->memo[index]);
+    pickle_push(k, k->memo[index]);
+    return NXT_OK;
 }
 
 /* A text up to the end of the line. */
@@ -4746,7 +4748,7 @@ static nxt_status pickle_reduce(pickle_machine *k) {
     if (role == BUILD_TENSOR && (n == 6 || n == 7) && pickle_begins(args, "Sitt"))
         return pickle_new(k, (pickle_value){.kind = PICKLE_TENSOR, .item = args->item});
     if (role == BUILD_PARAMETER && n == 3 && pickle_begins(args, "T"))
-        return pickle_push(k, args->item[0]);
+        return pickle_push(k, args->item[0]), NXT_OK;
     return fail(k->cx, NXT_UNSUPPORTED, "%s: data.pkl, byte %" PRId64 ": %s with unexpected "
                 "arguments", k->file, (i64)(k->p - k->start), callee->name->name);
 }
@@ -4810,8 +4812,13 @@ static nxt_status pickle_step(pickle_machine *k, u8 opcode) {
                 (i64)(k->p - k->start) - 1, opcode);
 }
 
-/* Runs until STOP, which must find one value on the stack. What follows it is not read. */
+/* Runs until STOP, which must find one value on the stack. What follows it is not read. Each
+ * push costs a byte of the pickle at least, so that stack and memo never need to grow. */
 static nxt_status pickle_run(pickle_machine *k, pickle_value **result) {
+    const size_t places = (size_t)(k->end - k->start) + 1;
+    k->stack = arena_get(&k->arena, places * sizeof *k->stack);
+    k->memo = arena_get(&k->arena, places * sizeof *k->memo);
+    if (!k->stack || !k->memo) return NXT_MEMORY;
     while (k->p < k->end && *k->p != '.') TRY(pickle_step(k, *k->p++));
     if (k->p == k->end) return fail_pickle(k, "cut short");
     if (k->depth != 1) return fail_pickle(k, "ends with more or less than one value");
@@ -4933,8 +4940,6 @@ static nxt_status torch_pickle(const zip_archive *z) {
     k.end = k.start ? k.start + e->bytes : NULL;
     if (k.start) status = pickle_run(&k, &top);
     if (status == NXT_OK) status = torch_tensors(z, top);
-    mem_drop(k.cx, k.stack);
-    mem_drop(k.cx, k.memo);
     arena_free(&k.arena);
     return status;
 }
@@ -4988,29 +4993,23 @@ static nxt_status weights_read_index(weights *w, const char *directory, const ch
 /* The weights of a model directory, in the first of these forms that is there: the order in
  * which Hugging Face looks. After a failure w is closed. */
 static nxt_status weights_open(nxt_context *cx, const char *directory, weights *w) {
-    static const struct {
-        const char *name;
-        bool index;
-        weight_parser parse;
-    } forms[] = {{"model.safetensors", false, safetensors_parse},
-                 {"model.safetensors.index.json", true, safetensors_parse},
-                 {"pytorch_model.bin", false, torchbin_parse},
-                 {"pytorch_model.bin.index.json", true, torchbin_parse}};
+    static const char *const forms[] = {"model.safetensors", "model.safetensors.index.json",
+                                        "pytorch_model.bin", "pytorch_model.bin.index.json"};
     *w = (weights){.cx = cx, .arena.cx = cx};
     for (int i = 0; i < COUNT(forms); i++) {
-        const char *path = path_join(&w->arena, directory, forms[i].name);
+        const char *path = path_join(&w->arena, directory, forms[i]);
         nxt_status status = path ? NXT_OK : NXT_MEMORY;
         if (path && !path_exists(path)) continue;
         if (status == NXT_OK)
-            status = forms[i].index ? weights_read_index(w, directory, path)
-                                    : weights_file(w, path, &path);
-        if (status == NXT_OK) status = weights_read(w, path, forms[i].parse);
+            status = i % 2 ? weights_read_index(w, directory, path) : weights_file(w, path, &path);
+        if (status == NXT_OK)
+            status = weights_read(w, path, i < 2 ? safetensors_parse : torchbin_parse);
         if (status != NXT_OK) weights_close(w);
         return status;
     }
     weights_close(w);
     return fail(cx, NXT_IO, "%s: no weights: neither %s nor %s, neither %s nor %s", directory,
-                forms[0].name, forms[1].name, forms[2].name, forms[3].name);
+                forms[0], forms[1], forms[2], forms[3]);
 }
 
 /* One file, whole or not at all. */
@@ -5030,33 +5029,26 @@ static nxt_status file_replace(nxt_context *cx, const char *path, const char *te
 /* -- texts that programs read --------------------------------------------------------------- */
 enum { TEXT_BYTES = 64 << 20 };
 
-static nxt_status keep_text(nxt_context *cx, const char *text, i64 n, const char **kept) {
-    arena a = {.cx = cx, .chunks = cx->kept};
-    *kept = arena_text(&a, text, (size_t)n);
-    cx->kept = a.chunks;
-    return *kept ? NXT_OK : NXT_MEMORY;
-}
 
 nxt_status nxt_text_keep(nxt_context *cx, const char *text, const char **kept) {
-    return keep_text(cx, text, (i64)strlen(text), kept);
+    arena a = {.cx = cx, .chunks = cx->kept};
+    *kept = arena_text(&a, text, strlen(text));
+    cx->kept = a.chunks;
+    return *kept ? NXT_OK : NXT_MEMORY;
 }
 
 nxt_status nxt_text_read(nxt_context *cx, const char *path, const char **text) {
     buffer b = {.cx = cx};
     *text = NULL;
     nxt_status status = file_read(cx, path, TEXT_BYTES, &b);
-    if (status == NXT_OK) status = keep_text(cx, b.p ? b.p : "", b.n, text);
+    if (status == NXT_OK) status = nxt_text_keep(cx, b.p, text);
     buffer_free(&b);
     return status;
 }
 
-static void give_option(void (*set)(void *, const char *, const char *), void *user,
-                        const char *key, const json *v) {
-    if (v->kind == JSON_TRUE || v->kind == JSON_FALSE)
-        set(user, key, v->kind == JSON_TRUE ? "true" : "false");
-    else if (v->kind == JSON_STRING || v->kind == JSON_NUMBER) set(user, key, v->text);
-}
 
+/* The list itself is no option, its items are: {"lora_target_modules": ["q", "v"]} sets one
+ * name twice. null says nothing, and an object is no option's value: both are passed over. */
 nxt_status nxt_options_read(nxt_context *cx, const char *path,
                             void (*set)(void *user, const char *name, const char *value),
                             void *user) {
@@ -5067,9 +5059,12 @@ nxt_status nxt_options_read(nxt_context *cx, const char *path,
     TRY(status);
     if (top->kind != JSON_OBJECT) return fail(cx, NXT_FORMAT, "%s: not a JSON object", path);
     for (const json *v = top->first; v; v = v->next) {
-        if (v->kind != JSON_ARRAY) give_option(set, user, v->key, v);
-        for (const json *i = v->kind == JSON_ARRAY ? v->first : NULL; i; i = i->next)
-            give_option(set, user, v->key, i);
+        const bool list = v->kind == JSON_ARRAY;
+        for (const json *i = list ? v->first : v; i; i = list ? i->next : NULL) {
+            const bool word = i->kind == JSON_TRUE || i->kind == JSON_FALSE;
+            const char *text = word ? json_words[i->kind] : i->text;
+            if (text) set(user, v->key, text);
+        }
     }
     return NXT_OK;
 }
