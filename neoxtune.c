@@ -4366,7 +4366,7 @@ static bool zip_mark(const zip_archive *z, i64 at, i64 bytes, char a, char b) {
  * lies between its beginning and the end records. */
 static nxt_status zip_open(zip_archive *z) {
     enum { ENTRIES, BYTES, OFFSET, FIELDS };
-    static const int at[FIELDS] = {10, 12, 16}, size[FIELDS] = {2, 4, 4}, at64[FIELDS] = {32, 40, 48};
+    static const int at[] = {10, 12, 16}, size[] = {2, 4, 4}, at64[] = {32, 40, 48};
     const i64 end = z->n - ZIP_END, locator = end - ZIP_LOCATOR, end64 = locator - ZIP_END64;
     u64 x[FIELDS];
     if (!zip_mark(z, end, ZIP_END, 5, 6)) return fail_zip(z, "no end record: it is cut short");
@@ -5291,6 +5291,13 @@ static inline u32 property_at(const nxt_tokenizer *t, const u8 *p, i64 n, int *s
     return t->property[point_at(p, n, size)];
 }
 
+/* The first code point from p[at] on that has not these values of these properties; else n. */
+static inline i64 skip(const nxt_tokenizer *t, const u8 *p, i64 at, i64 n, u32 mask, u32 value) {
+    int size;
+    while (at < n && (property_at(t, p + at, n - at, &size) & mask) == value) at += size;
+    return at;
+}
+
 /* Korean syllables are not in the tables: number S is made of the letters L, V and, unless it
  * is 0, T, with S = (L * HANGUL_VS + V) * HANGUL_TS + T  [Unicode, section 3.12]. */
 enum {
@@ -5410,31 +5417,25 @@ static nxt_status normalise_cluster(nxt_tokenizer *t, const u8 *p, i64 n, i64 or
     return NXT_OK;
 }
 
-/* The first code point from `at` on that normalising must look at, or n. */
-static i64 next_look(const nxt_tokenizer *t, const u8 *p, i64 at, i64 n) {
-    int size;
-    while (at < n && !(property_at(t, p + at, n - at, &size) & LOOK)) at += size;
-    return at;
-}
 
 /* Replaces *text by its normal form, in t->text, if that differs; else there is no copy.
  * Looked at are clusters: the code points that ask for it, and the one before them, which may
  * be the letter under the marks. */
 static nxt_status normalise(nxt_tokenizer *t, const u8 **text, i64 *length) {
     const u8 *p = *text;
-    i64 n = *length, at = t->form_c ? next_look(t, p, 0, n) : n, copied = 0;
+    const i64 n = *length;
+    i64 copied = 0, at = t->form_c ? skip(t, p, 0, n, LOOK, 0) : n;
     t->changes = 0;
     t->text.n = 0;
     if (at == n) return NXT_OK;
-    while (at < n) {
+    for (i64 end; at < n; at = skip(t, p, end, n, LOOK, 0)) {
         int size;
-        i64 begin = at, end = at;
-        if (at > copied && point_before(p, at, &size) != INVALID) begin = at - size;
-        while (end < n && property_at(t, p + end, n - end, &size) & LOOK) end += size;
+        const bool inside = at > copied && point_before(p, at, &size) != INVALID;
+        const i64 begin = inside ? at - size : at;
+        end = skip(t, p, at, n, LOOK, LOOK);
         buffer_add(&t->text, p + copied, begin - copied);
         TRY(normalise_cluster(t, p + begin, end - begin, end));
         copied = end;
-        at = next_look(t, p, end, n);
     }
     buffer_add(&t->text, p + copied, n - copied);
     TRY(t->text.status);
@@ -5464,11 +5465,6 @@ static i64 original_end(const nxt_tokenizer *t, i64 at) {
  * engine would spend more time here than all the rest takes.
  */
 
-static inline i64 skip_class(const nxt_tokenizer *t, const u8 *p, i64 at, i64 n, u32 class) {
-    int size;
-    while (at < n && (property_at(t, p + at, n - at, &size) & CLASS) == class) at += size;
-    return at;
-}
 
 /* The end of the word that starts at p[at]. The first of these that matches [Radford19]:
  *     's|'t|'re|'ve|'m|'ll|'d| ?\p{L}+| ?\p{N}+| ?[^\s\p{L}\p{N}]+|\s+(?!\S)|\s+
@@ -5476,15 +5472,14 @@ static inline i64 skip_class(const nxt_tokenizer *t, const u8 *p, i64 at, i64 n,
  * is a plain space the word takes it, else, by the last one, it is a word of its own. */
 static i64 split_gpt2(const nxt_tokenizer *t, const u8 *p, i64 at, i64 n) {
     if (p[at] == '\'' && at + 1 < n) {
-        u8 a = p[at + 1], b = at + 2 < n ? p[at + 2] : 0;
+        const u8 a = p[at + 1], b = at + 2 < n ? p[at + 2] : 0;
         if (a == 's' || a == 't' || a == 'm' || a == 'd') return at + 2;
-        if ((a == 'r' && b == 'e') || (a == 'v' && b == 'e') || (a == 'l' && b == 'l'))
-            return at + 3;
+        if (((a == 'r' || a == 'v') && b == 'e') || (a == 'l' && b == 'l')) return at + 3;
     }
     int size;
-    i64 first = at + (p[at] == ' ' && at + 1 < n);
-    u32 class = property_at(t, p + first, n - first, &size) & CLASS;
-    i64 end = skip_class(t, p, first + size, n, class);
+    const i64 first = at + (p[at] == ' ' && at + 1 < n);
+    const u32 class = property_at(t, p + first, n - first, &size) & CLASS;
+    const i64 end = skip(t, p, first + size, n, CLASS, class);
     if (class != SPACE || end == n) return end;
     (void)point_before(p, end, &size);
     return end - size > at ? end - size : end;
@@ -5734,8 +5729,7 @@ typedef struct added_walk {
 static bool word_around(const nxt_tokenizer *t, const added_walk *w) {
     int size;
     return (w->begin > 0 && t->property[point_before(w->p, w->begin, &size)] & WORD)
-           || (w->end < w->n
-               && property_at(t, w->p + w->end, w->n - w->end, &size) & WORD);
+           || (w->end < w->n && property_at(t, w->p + w->end, w->n - w->end, &size) & WORD);
 }
 
 /* Finds the next added token: the leftmost, of several the longest. White space that a token
@@ -5758,7 +5752,7 @@ static bool next_added(const nxt_tokenizer *t, const matcher *m, added_walk *w) 
         }
         if (flags & RSTRIP) { /* each run of spaces is measured once, not from every token */
             if (w->end >= w->spaces_end)
-                w->spaces_end = skip_class(t, w->p, w->end, w->n, SPACE);
+                w->spaces_end = skip(t, w->p, w->end, w->n, CLASS, SPACE);
             w->end = w->spaces_end;
         }
         if (w->begin < w->end) return true;
