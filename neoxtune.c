@@ -2927,7 +2927,13 @@ typedef enum json_kind {
 /* A node: one value, and the name it has when it is a member of an object. Children hang in
  * a list, in the order of the file; whoever needs to look up many of them makes an index
  * (tokenizer and weights do). Texts point into the pool, not into the source, which may go
- * once it was parsed. */
+ * once it was parsed.
+ *
+ *     {"shape": [2, 3], "dtype": "F32"}
+ *
+ *     object, count 2
+ *       first: array, key "shape", count 2    next: string "F32", key "dtype"
+ *                first: number 2    next: number 3 */
 typedef struct json {
     json_kind kind;
     const char *key;          /* of a member of an object: unescaped, NUL-terminated */
@@ -3260,8 +3266,9 @@ static void json_write_text(buffer *b, const char *text, i64 n) {
     buffer_add(b, "\"", 1);
 }
 
-/* The shortest of 15, 16 or 17 digits that reads back as x, with '.' in every locale. JSON
- * has no word for infinities and NaN: null. */
+/* The shortest of 15, 16 or 17 digits that reads back as x, with '.' in every locale: any 15
+ * digits survive a double, and 17 always tell it from its neighbours. JSON has no word for
+ * infinities and NaN: null. */
 static void json_write_number(buffer *b, double x) {
     char s[40];
     if (!isfinite(x)) {
@@ -3439,10 +3446,16 @@ static nxt_status json_read(arena *a, const char *path, i64 most, json **out) {
  * other things too: its files are replaced one by one, in the order in which they were
  * saved, which for weights is: shards, then the index that names them.
  *
- * What makes a save durable, in this order: the bytes of each file (fsync of the file), their
- * names in the temporary directory (fsync of that directory), the new name of the directory
- * (fsync of its parent). Without the first two, a rename that survived a power cut could
- * show files full of zeros.
+ * What makes a save durable is this order. The kernel may write a rename to the disk before the
+ * data it makes visible: without the first two fsync, a power cut could leave the final name
+ * on files full of zeros; without the last, the old state could come back after we said done.
+ *
+ *     mkdir        run/checkpoint-10.tmp-4711-0    on the same file system, nobody else's
+ *     write, fsync, close                          each file
+ *     fsync        the temporary directory         its names
+ *     rename       temporary to final              or both names swapped
+ *     fsync        run                             the new name
+ *     unlink       the old state                   only now that the new one cannot be lost
  *
  *     killed while                     final name       temporary name
  *     files are written                old              part of the new
@@ -3843,11 +3856,18 @@ static void weights_close(weights *w) {
  *                "data_offsets": [begin, end]}, ..., "__metadata__": {"key": "text"}}
  *     the rest   the tensors, row-major, without holes; offsets count from here
  *
+ * A file with one matrix of 2 x 3 floats, 96 bytes long:
+ *
+ *     0     40 00 00 00 00 00 00 00
+ *     8     {"w":{"dtype":"F32","shape":[2,3],"data_offsets":[0,24]}} and 7 spaces
+ *     72    w[0][0] w[0][1] w[0][2] w[1][0] w[1][1] w[1][2]
+ *
  * The rules are those of the reference implementation [safetensors], and every one of them
  * is checked, because each was broken by some reader: the length of the header before it is
  * read; duplicate names; products of sizes that overflow; offsets before, behind or into
  * other tensors; and the sum, which must be the file, to the byte. White space around the
  * header is allowed: writers use it to align the data. */
+/* The first is the reference's own bound; a model of 1000 tensors needs a thousandth of it. */
 enum { SAFETENSORS_HEADER_MAX = 100000000, METADATA_MAX = 1000 };
 
 typedef struct tensor_kind {
@@ -5082,6 +5102,11 @@ nxt_status nxt_options_read(nxt_context *cx, const char *path,
  *     BPE             the bytes of a word are merged pair by pair; of all pairs the one that
  *                     training merged first goes first [Sennrich16, Radford19]
  *
+ *     It's 3 pm.<|endoftext|>
+ *     [It's 3 pm.] <|endoftext|>                   added tokens
+ *     [It] ['s] [ 3] [ pm] [.] <|endoftext|>       pre-tokenizer: the space goes with the word
+ *     [I t] -> [It], [' s] -> ['s], ...            BPE: each word from its bytes
+ *
  * Everything is linear in the text, but for BPE, where a word of n bytes costs O(n log n).
  * Bytes that are not UTF-8 count as symbols, neither letters nor spaces, and survive as the
  * tokens of these bytes, if the vocabulary has them: GPT-NeoX's has no token for the 13 bytes
@@ -5142,7 +5167,8 @@ typedef struct matcher {
     bool any;
 } matcher;
 
-/* What BPE made of a word: one cache line. The last byte of the key is the word's length. */
+/* What BPE made of a word: one cache line, 24 + 36 + 4 bytes. The last byte of the key is the
+ * word's length, so that "a" and "a" with a zero byte differ, and an empty slot is no word. */
 enum { WORD_BYTES = 23, WORD_IDS = 9, CACHE_BITS = 15 };
 typedef struct known_word {
     u8 key[WORD_BYTES + 1];
@@ -5160,7 +5186,9 @@ typedef struct token_list {
     i64 n, capacity, end_capacity;
 } token_list;
 
-enum { ALPHABET = 0x144, MOST_TOKENS = 1 << 22, MOST_BYTES = 1 << 28 };
+/* Of the letters below U+0100 188 are visible and stand for themselves; the 68 other bytes are
+ * the letters from U+0100 on. The bounds are many times what any tokenizer has. */
+enum { ALPHABET = 0x100 + 68, MOST_TOKENS = 1 << 22, MOST_BYTES = 1 << 28 };
 
 struct nxt_tokenizer {
     nxt_context *cx;
@@ -5199,8 +5227,14 @@ struct nxt_tokenizer {
  *
  * One kind of map serves three questions: what two tokens merge into, what two code points
  * compose to, and, with the halves of a hash for the two numbers, which id a text has.
+ *
+ * Nothing is ever removed, so a search may stop at the first free slot. At most half of the
+ * slots are taken: a search that finds nothing looks at 2.5 of them on average (linear
+ * probing at half load), and the filter has eight bits or more for each pair, which ends at
+ * least seven of eight such searches before they begin.
  */
 
+/* For at most `most` pairs. */
 static nxt_status pair_map_create(arena *a, i64 most, pair_map *m) {
     int bits = 4;
     while ((i64)1 << bits < 2 * most) bits++;
@@ -5211,6 +5245,8 @@ static nxt_status pair_map_create(arena *a, i64 most, pair_map *m) {
     return NXT_OK;
 }
 
+/* Multiplying carries every bit upwards, so the highest bits of the product are the best mixed:
+ * the slot is taken from there. */
 static inline u64 pair_hash(u32 a, u32 b) {
     return ((u64)a << 32 | b) * 0x9e3779b97f4a7c15u; /* 2^64 / the golden ratio */
 }
@@ -5347,7 +5383,9 @@ static i64 decompose(const nxt_tokenizer *t, u32 c, u32 *out) {
 }
 
 /* Sorts each run of marks by combining class, keeping the order within a class, in linear
- * time: nothing limits how many marks a hostile text puts on one letter. */
+ * time: nothing limits how many marks a hostile text puts on one letter. (Marks of different
+ * classes do not touch, as a dot below and an accent above, so their order means nothing;
+ * those of one class stack, and there it is part of the text.) */
 static void order_marks(u32 *point, i64 n, u32 *spare) {
     for (i64 i = 0, end; i < n; i = end) {
         bool sorted = true;
@@ -5485,6 +5523,7 @@ static i64 split_gpt2(const nxt_tokenizer *t, const u8 *p, i64 at, i64 n) {
     return end - size > at ? end - size : end;
 }
 
+/* For files that say "use_regex": false. */
 static i64 split_nothing(const nxt_tokenizer *t, const u8 *p, i64 at, i64 n) {
     (void)t, (void)p, (void)at;
     return n;
@@ -5545,8 +5584,15 @@ static i64 merge_short(const nxt_tokenizer *t, const u8 *p, i64 n, i32 *id) {
 }
 
 /* A long word is a linked list of symbols, and a heap of the pairs that might merge, lowest
- * rank first, then leftmost. A pair that has changed since stays in the heap; it shows by a
- * rank that is no longer its own. */
+ * rank first, then leftmost. To take a pair out of the middle of a heap one would have to know
+ * where it is; so a pair that has changed since stays in, and shows, when its turn comes, by a
+ * rank that is no longer its own. With the merges  b c (rank 0), a b (1), a bc (2):
+ *
+ *     symbols        heap (rank, symbol)
+ *     a  b  c  a     (0, b) (1, a)
+ *     a  bc    a     (1, a) (2, a)      a merge adds the pairs on both sides
+ *     a  bc    a     (2, a)             (1, a) was of a and b: dropped
+ *     abc      a                        c a has no rank, nor has abc a: done */
 typedef struct symbol { i32 id, previous, next, end; } symbol; /* end: in bytes of the word */
 
 typedef struct long_word {
@@ -5726,6 +5772,7 @@ typedef struct added_walk {
     i32 id;
 } added_walk;
 
+/* Whether a letter, digit or mark touches the token that was found. */
 static bool word_around(const nxt_tokenizer *t, const added_walk *w) {
     int size;
     return (w->begin > 0 && t->property[point_before(w->p, w->begin, &size)] & WORD)
@@ -5785,7 +5832,8 @@ static nxt_status encode_around(nxt_tokenizer *t, const matcher *m, encode_fn be
     }
 }
 
-/* Text without added tokens. */
+/* Text without added tokens. "add_prefix_space" makes the first word look like all others, which
+ * have their space in front. */
 static nxt_status encode_words(nxt_tokenizer *t, const u8 *p, i64 n, i64 start) {
     if (t->prefix_space && p[0] != ' ') {
         t->prefixed.n = 0;
@@ -5883,6 +5931,9 @@ static nxt_status name_row(const nxt_tokenizer *t, arena *a, const char *name, i
     return NXT_OK;
 }
 
+/* {"the": 783, ...}. Ids may leave holes: a model may have more rows than tokens. Behind them is
+ * room for all added tokens, so that the table never moves. Two passes, because the size of the
+ * table must be known, and bounded, before it is made. */
 static nxt_status load_vocabulary(nxt_tokenizer *t, const json *words, i64 added) {
     token_row k;
     if (!words || words->kind != JSON_OBJECT)
@@ -6047,6 +6098,8 @@ static nxt_status load_added(nxt_tokenizer *t, const json *list, i64 vocabulary)
     return NXT_OK;
 }
 
+/* Station by station, in an order that lets each use what it needs: added tokens are looked for
+ * in normalised text, so they come last. */
 static nxt_status load_tokenizer(nxt_tokenizer *t, const json *root) {
     const json *model = json_get(root, "model"), *words = json_get(model, "vocab");
     const json *added = json_get(root, "added_tokens"), *step;
@@ -6104,6 +6157,8 @@ static nxt_status load_specials(nxt_tokenizer *t, const char *path) {
     return NXT_OK;
 }
 
+/* A directory, or a file with what lies beside it. The two small files come after the large
+ * one, whose ids they name; tokenizer_config.json has the last word on eos and bos. */
 static nxt_status load_files(nxt_tokenizer *t, const char *path) {
     arena *a = &t->scratch;
     const bool file = ends_with(path, ".json");
