@@ -3603,11 +3603,10 @@ static nxt_status save_open(save *s, const char *name, save_file *f) {
         return fail(s->cx, NXT_ARGUMENT, "\"%s\" is no file name", name);
     TRY(mem_grow(s->cx, &s->names, s->count, s->count + 1, &s->capacity, sizeof *s->names));
     f->path = path_join(&s->arena, s->temporary, name);
-    const char *copy = arena_text(&s->arena, name, strlen(name));
-    if (!f->path || !copy) return NXT_MEMORY;
+    if (!f->path) return NXT_MEMORY;
     f->fd = open(f->path, O_WRONLY | O_CREAT | O_EXCL | O_CLOEXEC, 0666);
     if (f->fd < 0) return fail_write(s->cx, f->path);
-    s->names[s->count++] = copy;
+    s->names[s->count++] = strrchr(f->path, '/') + 1;
     return NXT_OK;
 }
 
@@ -4004,19 +4003,16 @@ static nxt_status header_cover(const tensor_header *h, tensor *t, i64 n) {
 
 /* Entry by entry, then all together. */
 static nxt_status header_read(const tensor_header *h, const json *root) {
-    nxt_status status = NXT_OK;
-    tensor *list;
     i64 n = 0;
     if (root->kind != JSON_OBJECT)
         return fail(h->w->cx, NXT_FORMAT, "%s: the header is not an object", h->file);
-    TRY(mem_get(h->w->cx, &list, max64(1, root->count), sizeof *list));
-    for (const json *m = root->first; m && status == NXT_OK; m = m->next)
-        if (!json_is(m, "__metadata__")) status = header_tensor(h, m, &list[n++]);
-        else if (json_get(root, m->key) == m) status = header_metadata(h, m);
-        else status = fail(h->w->cx, NXT_FORMAT, "%s: has __metadata__ twice", h->file);
-    if (status == NXT_OK) status = header_cover(h, list, n);
-    mem_drop(h->w->cx, list);
-    return status;
+    tensor *list = arena_get(&h->w->arena, (size_t)root->count * sizeof *list);
+    if (!list) return NXT_MEMORY;
+    for (const json *m = root->first; m; m = m->next)
+        if (!json_is(m, "__metadata__")) TRY(header_tensor(h, m, &list[n++]));
+        else if (json_get(root, m->key) == m) TRY(header_metadata(h, m));
+        else return fail(h->w->cx, NXT_FORMAT, "%s: has __metadata__ twice", h->file);
+    return header_cover(h, list, n);
 }
 
 /* Adds the tensors of the n bytes at p, which stay where they are, to w. The header is
@@ -4501,7 +4497,8 @@ static int zip_order(const void *a, const void *b) {
 static nxt_status zip_read(zip_archive *z) {
     i64 free_from = 0;
     TRY(zip_open(z));
-    TRY(mem_get(z->w->cx, &z->entry, max64(1, z->count), sizeof *z->entry));
+    z->entry = arena_get(&z->w->arena, (size_t)z->count * sizeof *z->entry);
+    if (!z->entry) return NXT_MEMORY;
     i64 at = z->directory;
     for (i64 i = 0; i < z->count; i++) TRY(zip_central(z, &at, &free_from, &z->entry[i]));
     if (at != z->directory_end) return fail_zip(z, "more lies in its directory than entries");
@@ -4974,10 +4971,8 @@ static nxt_status torchbin_parse(weights *w, const char *file, const u8 *p, i64 
                     "load it there and save it again", file);
     if (!zip_mark(&z, 0, 4, 3, 4))
         return fail(w->cx, NXT_FORMAT, "%s: not a file of torch.save (no zip archive)", file);
-    nxt_status status = zip_read(&z);
-    if (status == NXT_OK) status = torch_pickle(&z);
-    mem_drop(w->cx, z.entry);
-    return status;
+    TRY(zip_read(&z));
+    return torch_pickle(&z);
 }
 
 /* -- opening a model's weights --------------------------------------------------------------
@@ -5158,7 +5153,7 @@ enum { /* token_row.flags */
 /* Added tokens by their bytes: a tree with one node for each prefix. */
 typedef struct trie {
     struct trie *child, *sibling;
-    i32 id; /* of the token that ends here, or -1 */
+    i32 ends; /* 1 + the id of the token that ends here; 0: none does */
     u8 byte;
 } trie;
 
@@ -5734,18 +5729,16 @@ static nxt_status encode_word(nxt_tokenizer *t, const u8 *p, i64 n, i64 start) {
 
 /* p[0, n) is not empty. */
 static nxt_status matcher_add(arena *a, matcher *m, const u8 *p, i64 n, i32 id) {
-    trie **link = m->root + p[0], *node = NULL;
+    trie *node = NULL;
     for (i64 i = 0; i < n; i++) {
+        trie **link = node ? &node->child : m->root + p[0];
         while (*link && (*link)->byte != p[i]) link = &(*link)->sibling;
-        if (!*link) {
-            *link = arena_get(a, sizeof **link);
-            if (!*link) return NXT_MEMORY;
-            **link = (trie){.id = -1, .byte = p[i]};
-        }
+        if (!*link) *link = arena_get(a, sizeof **link);
+        if (!*link) return NXT_MEMORY;
         node = *link;
-        link = &node->child;
+        node->byte = p[i];
     }
-    if (node->id < 0) node->id = id; /* of equals the first counts */
+    if (!node->ends) node->ends = id + 1; /* of equals the first counts */
     m->any = true;
     return NXT_OK;
 }
@@ -5757,8 +5750,8 @@ static inline i64 match_longest(const matcher *m, const u8 *p, i64 n, i32 *id) {
         while (node && node->byte != p[i]) node = node->sibling;
         if (!node) break;
         i++;
-        if (node->id < 0) continue;
-        *id = node->id;
+        if (!node->ends) continue;
+        *id = node->ends - 1;
         length = i;
     }
     return length;
@@ -5815,6 +5808,7 @@ static bool next_added(const nxt_tokenizer *t, const matcher *m, added_walk *w) 
  * end can be told as a byte of the text that came in.
  */
 
+/* What encode_around does with the text between added tokens: encode_raw or encode_words. */
 typedef nxt_status (*encode_fn)(nxt_tokenizer *t, const u8 *p, i64 n, i64 start);
 
 /* Adds the ids of p[0, n), which starts at byte `start` of its text: of the added tokens that
@@ -5991,11 +5985,11 @@ static nxt_status load_merges(nxt_tokenizer *t, const json *merges) {
     memset(t->byte_rank, 0xff, byte_pairs); /* NONE */
     TRY(pair_map_create(&t->memory, merges->count, &t->merges));
     for (const json *m = merges->first; m; m = m->next) {
-        const json *a = m->first, *b = a ? a->next : NULL;
         const bool text = m->kind == JSON_STRING;
+        if (text && !strncmp(m->text, "#version", 8)) continue;
         const char *space = text ? memchr(m->text, ' ', (size_t)m->length) : NULL;
         const i64 left = space ? space - m->text : 0;
-        if (text && !strncmp(m->text, "#version", 8)) continue;
+        const json *a = m->first, *b = a ? a->next : NULL;
         if (space) TRY(load_merge(t, rank++, m->text, left, space + 1, m->length - left - 1));
         else if (b && !b->next && a->kind == JSON_STRING && b->kind == JSON_STRING)
             TRY(load_merge(t, rank++, a->text, a->length, b->text, b->length));
