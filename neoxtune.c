@@ -3293,7 +3293,13 @@ typedef enum json_kind {
 /* A node: one value, and the name it has when it is a member of an object. Children hang in
  * a list, in the order of the file; whoever needs to look up many of them makes an index
  * (tokenizer and weights do). Texts point into the pool, not into the source, which may go
- * once it was parsed. */
+ * once it was parsed.
+ *
+ *     {"shape": [2, 3], "dtype": "F32"}
+ *
+ *     object, count 2
+ *       first: array, key "shape", count 2    next: string "F32", key "dtype"
+ *                first: number 2    next: number 3 */
 typedef struct json {
     json_kind kind;
     const char *key;          /* of a member of an object: unescaped, NUL-terminated */
@@ -3377,16 +3383,19 @@ static void json_space(json_reader *r) {
     while (json_peek(r) && strchr(" \n\r\t", *r->p)) r->p++;
 }
 
-/* The four hexadecimal digits at p; above 0xffff when they are not. */
-static u32 json_hex(const char *p, const char *end) {
+/* The UTF-16 unit that the escape \uXXXX at r->p stands for; above 0xffff, and nothing taken,
+ * when there is no such escape. */
+static u32 json_unit(json_reader *r) {
     static const char digits[] = "0123456789abcdef0123456789ABCDEF";
-    u32 c = 0;
-    for (int i = 0; i < 4; i++) {
-        const char *d = p + i < end ? memchr(digits, p[i], sizeof digits - 1) : NULL;
+    u32 unit = 0;
+    if (r->end - r->p < 6 || r->p[0] != '\\' || r->p[1] != 'u') return 0x10000;
+    for (int i = 2; i < 6; i++) {
+        const char *d = memchr(digits, r->p[i], sizeof digits - 1);
         if (!d) return 0x10000;
-        c = c << 4 | ((u32)(d - digits) & 15);
+        unit = unit << 4 | ((u32)(d - digits) & 15);
     }
-    return c;
+    r->p += 6;
+    return unit;
 }
 
 /* The escape at r->p, which stands on the backslash. JSON spells characters beyond U+FFFF
@@ -3395,25 +3404,22 @@ static u32 json_hex(const char *p, const char *end) {
  * A half alone is no character and has no UTF-8; Python reads it, we refuse it. */
 static nxt_status json_escape(json_reader *r) {
     static const char from[] = "\"\\/bfnrt", to[] = "\"\\/\b\f\n\r\t";
-    const char *at = r->p++;
-    const char *hit = json_peek(r) ? strchr(from, *r->p) : NULL;
+    const char *at = r->p, *letter = at + 1;
+    if (letter == r->end) return json_fail(r, r->end, "");
+    const char *hit = memchr(from, *letter, sizeof from - 1);
     if (hit) {
         *r->pool++ = to[hit - from];
-        r->p++;
+        r->p += 2;
         return NXT_OK;
     }
-    if (json_peek(r) != 'u')
-        return json_fail(r, r->p < r->end ? at : r->end, "unknown escape in a string");
-    u32 c = json_hex(r->p + 1, r->end);
+    if (*letter != 'u') return json_fail(r, at, "unknown escape in a string");
+    u32 c = json_unit(r);
     if (c > 0xffff) return json_fail(r, at, "\\u needs four hexadecimal digits");
-    r->p += 5;
     if (c >= 0xd800 && c < 0xe000) {
-        u32 low = r->end - r->p >= 6 && r->p[0] == '\\' && r->p[1] == 'u'
-                      ? json_hex(r->p + 2, r->end) : 0;
+        const u32 low = json_unit(r);
         if (c >= 0xdc00 || low < 0xdc00 || low > 0xdfff)
             return json_fail(r, at, "half of a surrogate pair");
         c = 0x10000 + ((c - 0xd800) << 10) + (low - 0xdc00);
-        r->p += 6;
     }
     r->pool += utf8_encode(r->pool, c);
     return NXT_OK;
@@ -3443,20 +3449,20 @@ static nxt_status json_string(json_reader *r, const char **text, i64 *length) {
     return NXT_OK;
 }
 
-/* The value of a literal. strtod rounds correctly, but knows only the decimal point of the
- * host's locale; so the point is taken out: 12.5e3 is read as 125e2. */
+/* The value of a literal. strtod rounds correctly, but wants the decimal point of the host's
+ * locale, which a library must take as it is. Printing 0.5 shows it, between 0 and 5. */
 static nxt_status json_double(json_reader *r, json *v) {
-    const char *p = v->text, *point = strchr(p, '.');
-    v->number = strtod(p, NULL);
+    char half[16];
+    const char *point = strchr(v->text, '.');
+    v->number = strtod(v->text, NULL);
     if (!point) return NXT_OK;
-    char *s = arena_get(r->a, (size_t)v->length + 32), *to = s;
+    snprintf(half, sizeof half, "%.1f", 0.5);
+    if (half[1] == '.') return NXT_OK;
+    char *s = arena_get(r->a, (size_t)v->length + sizeof half);
     if (!s) return NXT_MEMORY;
-    for (; *p && (*p | 32) != 'e'; p++)
-        if (p != point) *to++ = *p;
-    i64 exponent = *p ? strtoll(p + 1, NULL, 10) : 0;
-    exponent = max64(-(1 << 30), min64(exponent, 1 << 30)); /* what is absurd stays absurd */
-    snprintf(to, 32, "e%" PRId64, exponent - (p - point - 1));
-    v->number = strtod(s, NULL);
+    half[strlen(half) - 1] = 0;
+    memcpy(s, v->text, (size_t)(point - v->text)); /* the arena's bytes are 0 beyond it */
+    v->number = strtod(strcat(strcat(s, half + 1), point + 1), NULL);
     return NXT_OK;
 }
 
@@ -3626,8 +3632,9 @@ static void json_write_text(buffer *b, const char *text, i64 n) {
     buffer_add(b, "\"", 1);
 }
 
-/* The shortest of 15, 16 or 17 digits that reads back as x, with '.' in every locale. JSON
- * has no word for infinities and NaN: null. */
+/* The shortest of 15, 16 or 17 digits that reads back as x, with '.' in every locale: any 15
+ * digits survive a double, and 17 always tell it from its neighbours. JSON has no word for
+ * infinities and NaN: null. */
 static void json_write_number(buffer *b, double x) {
     char s[40];
     if (!isfinite(x)) {
@@ -3743,13 +3750,13 @@ static nxt_status file_open(nxt_context *cx, const char *path, int *fd, i64 *byt
  * file meanwhile, touching what is gone raises SIGBUS. */
 static nxt_status file_map_open(nxt_context *cx, const char *path, file_map *m) {
     int fd;
+    i64 n;
     *m = (file_map){0};
-    TRY(file_open(cx, path, &fd, &m->n));
-    void *p = m->n ? mmap(NULL, (size_t)m->n, PROT_READ, MAP_PRIVATE, fd, 0) : NULL;
+    TRY(file_open(cx, path, &fd, &n));
+    void *p = n ? mmap(NULL, (size_t)n, PROT_READ, MAP_PRIVATE, fd, 0) : NULL;
     nxt_status status = p == MAP_FAILED ? fail_errno(cx, path, "map") : NXT_OK;
     close(fd); /* the map keeps the file open */
-    if (status == NXT_OK) m->p = p;
-    else m->n = 0;
+    if (status == NXT_OK) *m = (file_map){p, n};
     return status;
 }
 
@@ -3782,6 +3789,16 @@ static nxt_status file_read(nxt_context *cx, const char *path, i64 most, buffer 
     return status != NXT_OK ? status : out->status;
 }
 
+/* Parses a JSON file of at most `most` bytes into the arena; *out is NULL after a failure. */
+static nxt_status json_read(arena *a, const char *path, i64 most, json **out) {
+    buffer b = {.cx = a->cx};
+    *out = NULL;
+    nxt_status status = file_read(a->cx, path, most, &b);
+    if (status == NXT_OK) status = json_parse(a, path, b.p, b.n, out);
+    buffer_free(&b);
+    return status;
+}
+
 /* -- durable saves -------------------------------------------------------------------------
  *
  *     save s;
@@ -3795,10 +3812,16 @@ static nxt_status file_read(nxt_context *cx, const char *path, i64 most, buffer 
  * other things too: its files are replaced one by one, in the order in which they were
  * saved, which for weights is: shards, then the index that names them.
  *
- * What makes a save durable, in this order: the bytes of each file (fsync of the file), their
- * names in the temporary directory (fsync of that directory), the new name of the directory
- * (fsync of its parent). Without the first two, a rename that survived a power cut could
- * show files full of zeros.
+ * What makes a save durable is this order. The kernel may write a rename to the disk before the
+ * data it makes visible: without the first two fsync, a power cut could leave the final name
+ * on files full of zeros; without the last, the old state could come back after we said done.
+ *
+ *     mkdir        run/checkpoint-10.tmp-4711-0    on the same file system, nobody else's
+ *     write, fsync, close                          each file
+ *     fsync        the temporary directory         its names
+ *     rename       temporary to final              or both names swapped
+ *     fsync        run                             the new name
+ *     unlink       the old state                   only now that the new one cannot be lost
  *
  *     killed while                     final name       temporary name
  *     files are written                old              part of the new
@@ -3905,33 +3928,30 @@ static nxt_status save_resolve(save *s, const char *path) {
 
 /* Makes `<stem>.tmp-<process>-<n>` with the first n that is free. mkdir decides who has it,
  * so two saves to one place, by two processes or two threads, never share a directory. It
- * lies on the file system of its destination: beside `final`, or in it, for save_begin_into. */
-static nxt_status save_start(save *s, const char *path) {
-    TRY(save_resolve(s, path));
-    for (int n = 0;; n++) {
+ * lies on the file system of its destination, since a rename cannot leave one: beside
+ * `final`, or in it, for save_begin_into. After a failure there is nothing to abort. */
+static nxt_status save_start(nxt_context *cx, const char *path, bool into, save *s) {
+    *s = (save){.cx = cx, .arena.cx = cx, .into = into};
+    nxt_status status = save_resolve(s, path);
+    for (int n = 0; status == NXT_OK && !s->temporary; n++) {
         const char *name = arena_print(&s->arena, "%s%s.tmp-%ld-%d", s->final,
-                                       s->into ? "/save" : "", (long)getpid(), n);
-        if (!name) return NXT_MEMORY;
-        if (mkdir(name, 0777) == 0) return s->temporary = name, NXT_OK;
-        if (errno != EEXIST || n == 10000) return fail_errno(s->cx, name, "create");
+                                       into ? "/save" : "", (long)getpid(), n);
+        if (!name) status = NXT_MEMORY;
+        else if (mkdir(name, 0777) == 0) s->temporary = name;
+        else if (errno != EEXIST || n == 10000) status = fail_errno(cx, name, "create");
     }
-}
-
-/* Starts a save that will be the directory `final`. After a failure there is nothing to
- * abort. */
-static nxt_status save_begin(nxt_context *cx, const char *final, save *s) {
-    *s = (save){.cx = cx, .arena.cx = cx};
-    nxt_status status = save_start(s, final);
     if (status != NXT_OK) save_abort(s);
     return status;
+}
+
+/* Starts a save that will be the directory `final`. */
+static nxt_status save_begin(nxt_context *cx, const char *final, save *s) {
+    return save_start(cx, final, false, s);
 }
 
 /* Starts a save of files that will be put into `directory`. */
 static nxt_status save_begin_into(nxt_context *cx, const char *directory, save *s) {
-    *s = (save){.cx = cx, .arena.cx = cx, .into = true};
-    nxt_status status = save_start(s, directory);
-    if (status != NXT_OK) save_abort(s);
-    return status;
+    return save_start(cx, directory, true, s);
 }
 
 /* The most frequent cause gets plain words. */
@@ -3949,11 +3969,10 @@ static nxt_status save_open(save *s, const char *name, save_file *f) {
         return fail(s->cx, NXT_ARGUMENT, "\"%s\" is no file name", name);
     TRY(mem_grow(s->cx, &s->names, s->count, s->count + 1, &s->capacity, sizeof *s->names));
     f->path = path_join(&s->arena, s->temporary, name);
-    const char *copy = arena_text(&s->arena, name, strlen(name));
-    if (!f->path || !copy) return NXT_MEMORY;
+    if (!f->path) return NXT_MEMORY;
     f->fd = open(f->path, O_WRONLY | O_CREAT | O_EXCL | O_CLOEXEC, 0666);
     if (f->fd < 0) return fail_write(s->cx, f->path);
-    s->names[s->count++] = copy;
+    s->names[s->count++] = strrchr(f->path, '/') + 1;
     return NXT_OK;
 }
 
@@ -4202,11 +4221,18 @@ static void weights_close(weights *w) {
  *                "data_offsets": [begin, end]}, ..., "__metadata__": {"key": "text"}}
  *     the rest   the tensors, row-major, without holes; offsets count from here
  *
+ * A file with one matrix of 2 x 3 floats, 96 bytes long:
+ *
+ *     0     40 00 00 00 00 00 00 00
+ *     8     {"w":{"dtype":"F32","shape":[2,3],"data_offsets":[0,24]}} and 7 spaces
+ *     72    w[0][0] w[0][1] w[0][2] w[1][0] w[1][1] w[1][2]
+ *
  * The rules are those of the reference implementation [safetensors], and every one of them
  * is checked, because each was broken by some reader: the length of the header before it is
  * read; duplicate names; products of sizes that overflow; offsets before, behind or into
  * other tensors; and the sum, which must be the file, to the byte. White space around the
  * header is allowed: writers use it to align the data. */
+/* The first is the reference's own bound; a model of 1000 tensors needs a thousandth of it. */
 enum { SAFETENSORS_HEADER_MAX = 100000000, METADATA_MAX = 1000 };
 
 typedef struct tensor_kind {
@@ -4215,19 +4241,18 @@ typedef struct tensor_kind {
 } tensor_kind;
 
 /* All element types of the format, since a file may hold tensors that are no weights (masks,
- * counters). Types of 4 and 6 bits exist, so sizes are counted in bits. */
+ * counters). Types of 4 and 6 bits exist, so sizes are counted in bits. The first three are in
+ * the order of dtype. */
+static const tensor_kind tensor_kinds[] = {
+    {"F32", 32, F32}, {"F16", 16, F16}, {"BF16", 16, BF16}, {"F64", 64, -1}, {"C64", 64, -1},
+    {"BOOL", 8, -1}, {"U8", 8, -1}, {"I8", 8, -1}, {"I16", 16, -1}, {"U16", 16, -1},
+    {"I32", 32, -1}, {"U32", 32, -1}, {"I64", 64, -1}, {"U64", 64, -1},
+    {"F8_E5M2", 8, -1}, {"F8_E4M3", 8, -1}, {"F8_E8M0", 8, -1}, {"F8_E5M2FNUZ", 8, -1},
+    {"F8_E4M3FNUZ", 8, -1}, {"F6_E2M3", 6, -1}, {"F6_E3M2", 6, -1}, {"F4", 4, -1}};
+
 static const tensor_kind *tensor_kind_named(const char *name) {
-    static const tensor_kind kinds[] = {
-        {"F32", 32, F32},        {"F16", 16, F16},        {"BF16", 16, BF16},
-        {"BOOL", 8, -1},         {"U8", 8, -1},           {"I8", 8, -1},
-        {"I16", 16, -1},         {"U16", 16, -1},         {"I32", 32, -1},
-        {"U32", 32, -1},         {"I64", 64, -1},         {"U64", 64, -1},
-        {"F64", 64, -1},         {"C64", 64, -1},         {"F8_E5M2", 8, -1},
-        {"F8_E4M3", 8, -1},      {"F8_E8M0", 8, -1},      {"F8_E5M2FNUZ", 8, -1},
-        {"F8_E4M3FNUZ", 8, -1},  {"F6_E2M3", 6, -1},      {"F6_E3M2", 6, -1},
-        {"F4", 4, -1}};
-    for (i64 i = 0; i < COUNT(kinds); i++)
-        if (!strcmp(kinds[i].name, name)) return &kinds[i];
+    for (i64 i = 0; i < COUNT(tensor_kinds); i++)
+        if (!strcmp(tensor_kinds[i].name, name)) return &tensor_kinds[i];
     return NULL;
 }
 
@@ -4344,19 +4369,16 @@ static nxt_status header_cover(const tensor_header *h, tensor *t, i64 n) {
 
 /* Entry by entry, then all together. */
 static nxt_status header_read(const tensor_header *h, const json *root) {
-    nxt_status status = NXT_OK;
-    tensor *list;
     i64 n = 0;
     if (root->kind != JSON_OBJECT)
         return fail(h->w->cx, NXT_FORMAT, "%s: the header is not an object", h->file);
-    TRY(mem_get(h->w->cx, &list, max64(1, root->count), sizeof *list));
-    for (const json *m = root->first; m && status == NXT_OK; m = m->next)
-        if (!json_is(m, "__metadata__")) status = header_tensor(h, m, &list[n++]);
-        else if (json_get(root, m->key) == m) status = header_metadata(h, m);
-        else status = fail(h->w->cx, NXT_FORMAT, "%s: has __metadata__ twice", h->file);
-    if (status == NXT_OK) status = header_cover(h, list, n);
-    mem_drop(h->w->cx, list);
-    return status;
+    tensor *list = arena_get(&h->w->arena, (size_t)root->count * sizeof *list);
+    if (!list) return NXT_MEMORY;
+    for (const json *m = root->first; m; m = m->next)
+        if (!json_is(m, "__metadata__")) TRY(header_tensor(h, m, &list[n++]));
+        else if (json_get(root, m->key) == m) TRY(header_metadata(h, m));
+        else return fail(h->w->cx, NXT_FORMAT, "%s: has __metadata__ twice", h->file);
+    return header_cover(h, list, n);
 }
 
 /* Adds the tensors of the n bytes at p, which stay where they are, to w. The header is
@@ -4485,7 +4507,6 @@ static void write_pair(buffer *b, const char *key, const char *value) {
 /* The header of w->order[0, n), padded with spaces so that the data starts at a multiple of
  * 8. Compact and in the reference writer's order of keys, for the sake of equal bytes. */
 static void write_header(buffer *b, const tensor_writer *w, i64 n) {
-    static const char *const names[] = {[F32] = "F32", [F16] = "F16", [BF16] = "BF16"};
     i64 at = 0;
     buffer_text(b, "{\"__metadata__\":{\"format\":\"pt\"");
     for (i64 i = 0; i < w->set->metadata_count; i++)
@@ -4494,7 +4515,7 @@ static void write_header(buffer *b, const tensor_writer *w, i64 n) {
     for (i64 i = 0; i < n; i++) {
         const tensor_plan *t = w->order[i];
         write_pair(b, t->name, NULL);
-        buffer_print(b, "{\"dtype\":\"%s\",\"shape\":[", names[t->type]);
+        buffer_print(b, "{\"dtype\":\"%s\",\"shape\":[", tensor_kinds[t->type].name);
         for (int d = 0; d < t->rank; d++)
             buffer_print(b, "%s%" PRId64, d ? "," : "", t->dim[d]);
         buffer_print(b, "],\"data_offsets\":[%" PRId64 ",", at);
@@ -4533,49 +4554,63 @@ static nxt_status write_tensor(const tensor_writer *w, save_file *f, const tenso
     return NXT_OK;
 }
 
+enum { ALL_SHARDS = -1 };
+
+/* Puts the plans of a shard into w->order; returns how many. */
+static i64 order_plans(const tensor_writer *w, i64 shard) {
+    i64 n = 0;
+    for (i64 i = 0; i < w->set->count; i++)
+        if (shard == ALL_SHARDS || w->shard[i] == shard) w->order[n++] = &w->set->plans[i];
+    qsort(w->order, (size_t)n, sizeof *w->order, plan_order);
+    return n;
+}
+
 /* The file of one shard. */
 static nxt_status write_shard(const tensor_writer *w, i64 shard, const char *name) {
+    const i64 n = order_plans(w, shard);
     save_file f = {.fd = -1};
-    i64 n = 0;
     buffer b = {.cx = w->s->cx};
-    for (i64 i = 0; i < w->set->count; i++)
-        if (w->shard[i] == shard) w->order[n++] = &w->set->plans[i];
-    qsort(w->order, (size_t)n, sizeof *w->order, plan_order);
     write_header(&b, w, n);
     nxt_status status = b.status;
     if (status == NXT_OK && b.n > SAFETENSORS_HEADER_MAX)
         status = fail(b.cx, NXT_FORMAT, "%s: the header is too large to be read again", name);
-    u8 length[8];
-    for (int i = 0; i < 8; i++) length[i] = (u8)((u64)b.n >> 8 * i);
+    const u64 length = (u64)b.n; /* little-endian, as this machine is: §1 */
     if (status == NXT_OK) status = save_open(w->s, name, &f);
-    if (status == NXT_OK) status = save_bytes(&f, length, 8);
+    if (status == NXT_OK) status = save_bytes(&f, &length, sizeof length);
     if (status == NXT_OK) status = save_bytes(&f, b.p, b.n);
     for (i64 i = 0; i < n && status == NXT_OK; i++) status = write_tensor(w, &f, w->order[i]);
     buffer_free(&b);
     return save_close(&f, status);
 }
 
+enum { BEING_FILLED = -1 };
+
+/* Gives the shard that was being filled its number: to those of the first n plans that wait for
+ * it. Returns how many shards that makes: none, if none waits. */
+static i64 close_shard(i64 *shard, i64 n, i64 number) {
+    i64 closed = 0;
+    for (i64 i = 0; i < n; i++)
+        if (shard[i] == BEING_FILLED) shard[i] = number, closed = 1;
+    return closed;
+}
+
 /* Hugging Face's rule: fill a shard in the model's order until the next tensor would not
  * fit. A tensor larger than a shard gets one alone, which takes its number at once, while
  * the shard being filled takes its own when it is closed. Returns the number of shards. */
 static i64 choose_shards(const tensor_set *set, i64 *shard) {
-    enum { BEING_FILLED = -1 };
-    i64 shards = 0, filled = 0, waiting = 0;
+    i64 shards = 0, filled = 0;
     const i64 limit = set->shard_bytes ? set->shard_bytes : INT64_MAX;
-    for (i64 i = 0; i <= set->count; i++) {
-        const i64 bytes = i < set->count ? plan_bytes(&set->plans[i]) : 0;
+    for (i64 i = 0; i < set->count; i++) {
+        const i64 bytes = plan_bytes(&set->plans[i]);
         const bool alone = bytes > limit;
-        if (waiting && !alone && (i == set->count || bytes > limit - filled)) {
-            for (i64 j = 0; j < i; j++)
-                if (shard[j] == BEING_FILLED) shard[j] = shards;
-            shards++;
-            waiting = filled = 0;
+        if (!alone && bytes > limit - filled) {
+            shards += close_shard(shard, i, shards);
+            filled = 0;
         }
-        if (i == set->count) break;
         shard[i] = alone ? shards++ : BEING_FILLED;
-        filled += alone ? 0 : bytes;
-        waiting += !alone;
+        if (!alone) filled += bytes;
     }
+    shards += close_shard(shard, set->count, shards);
     return max64(1, shards);
 }
 
@@ -4588,20 +4623,16 @@ static void shard_name(char out[300], const char *name, i64 shard, i64 shards) {
 
 /* {"metadata": {"total_size": bytes}, "weight_map": {tensor: file}}. */
 static nxt_status write_index(const tensor_writer *w, const char *name, i64 shards) {
-    const tensor_set *set = w->set;
+    const i64 n = order_plans(w, ALL_SHARDS);
     buffer b = {.cx = w->s->cx};
     i64 total = 0;
     char file[300];
-    for (i64 i = 0; i < set->count; i++) {
-        total += plan_bytes(&set->plans[i]);
-        w->order[i] = &set->plans[i];
-    }
-    qsort(w->order, (size_t)set->count, sizeof *w->order, plan_order);
+    for (i64 i = 0; i < n; i++) total += plan_bytes(w->order[i]);
     buffer_print(&b, "{\n  \"metadata\": {\n    \"total_size\": %" PRId64
                  "\n  },\n  \"weight_map\": {", total);
-    for (i64 i = 0; i < set->count; i++) {
+    for (i64 i = 0; i < n; i++) {
         const tensor_plan *t = w->order[i];
-        shard_name(file, name, w->shard[t - set->plans], shards);
+        shard_name(file, name, w->shard[t - w->set->plans], shards);
         buffer_text(&b, i ? ",\n    " : "\n    ");
         json_write_text(&b, t->name, (i64)strlen(t->name));
         buffer_print(&b, ": \"%s\"", file);
@@ -4710,39 +4741,36 @@ static bool zip_mark(const zip_archive *z, i64 at, i64 bytes, char a, char b) {
     return at >= 0 && bytes <= z->n - at && !memcmp(z->p + at, (char[]){'P', 'K', a, b}, 4);
 }
 
-/* A number of the plain end record: the zip64 one at p takes its place, when the plain one is
- * saturated or the same. */
-static bool zip_widen(u64 *number, u64 saturated, const u8 *p) {
-    const u64 wide = read_le(p, 8);
-    const bool agrees = *number == saturated || *number == wide;
-    *number = wide;
-    return agrees;
-}
 
 /* Finds the directory, from the end of the file, where the end record must lie: PyTorch puts
- * no comment behind it. PyTorch writes the zip64 records always, other tools when needed. The
- * directory must fill what lies between its beginning and the end records. */
+ * no comment behind it. PyTorch writes the zip64 records always, other tools when needed: then
+ * the plain record's numbers are the same or saturated (all ones). The directory must fill what
+ * lies between its beginning and the end records. */
 static nxt_status zip_open(zip_archive *z) {
+    enum { ENTRIES, BYTES, OFFSET, FIELDS };
+    static const int at[] = {10, 12, 16}, size[] = {2, 4, 4}, at64[] = {32, 40, 48};
     const i64 end = z->n - ZIP_END, locator = end - ZIP_LOCATOR, end64 = locator - ZIP_END64;
+    u64 x[FIELDS];
     if (!zip_mark(z, end, ZIP_END, 5, 6)) return fail_zip(z, "no end record: it is cut short");
-    const u8 *e = z->p + end;
-    u64 count = read_le(e + 10, 2), bytes = read_le(e + 12, 4), at = read_le(e + 16, 4);
+    for (int i = 0; i < FIELDS; i++) x[i] = read_le(z->p + end + at[i], size[i]);
     z->directory_end = end;
     if (zip_mark(z, locator, ZIP_LOCATOR, 6, 7)) {
         const u64 where = read_le(z->p + locator + 8, 8);
         if (where != (u64)end64 || !zip_mark(z, end64, ZIP_END64, 6, 6))
             return fail_zip(z, "no zip64 end record where its locator points");
-        e = z->p + end64;
-        if (!zip_widen(&count, 0xffff, e + 32) || !zip_widen(&bytes, 0xffffffff, e + 40)
-            || !zip_widen(&at, 0xffffffff, e + 48))
-            return fail_zip(z, "its two end records disagree");
+        for (int i = 0; i < FIELDS; i++) {
+            const u64 plain = x[i], saturated = ((u64)1 << 8 * size[i]) - 1;
+            x[i] = read_le(z->p + end64 + at64[i], 8);
+            if (plain != saturated && plain != x[i])
+                return fail_zip(z, "its two end records disagree");
+        }
         z->directory_end = end64;
     }
-    if (bytes > (u64)z->directory_end || at != (u64)z->directory_end - bytes)
+    if (x[BYTES] > (u64)z->directory_end || x[OFFSET] != (u64)z->directory_end - x[BYTES])
         return fail_zip(z, "the directory is not where the end record says");
-    if (count > bytes / ZIP_CENTRAL) return fail_zip(z, "more entries than fit");
-    z->directory = (i64)at;
-    z->count = (i64)count;
+    if (x[ENTRIES] > x[BYTES] / ZIP_CENTRAL) return fail_zip(z, "more entries than fit");
+    z->directory = (i64)x[OFFSET];
+    z->count = (i64)x[ENTRIES];
     return NXT_OK;
 }
 
@@ -4751,21 +4779,18 @@ static nxt_status zip_open(zip_archive *z) {
  * read 0xffffffff. False when the list is cut short, or lacks what is needed. */
 static bool zip_extra(const u8 *p, i64 n, u64 *bytes, u64 *stored, u64 *offset) {
     u64 *const field[] = {bytes, stored, offset};
-    while (n >= 4) {
-        i64 size = (i64)read_le(p + 2, 2);
-        if (size > n - 4) return false;
-        if (read_le(p, 2) == 1) {
-            const u8 *q = p + 4;
-            for (int i = 0; i < 3; i++) {
-                if (*field[i] != 0xffffffff) continue;
-                if (p + 4 + size - q < 8) return false;
-                *field[i] = read_le(q, 8);
-                q += 8;
-            }
-            return true;
+    for (i64 size; n >= 4; p += size, n -= size) {
+        size = 4 + (i64)read_le(p + 2, 2);
+        if (size > n) return false;
+        if (read_le(p, 2) != 1) continue;
+        i64 at = 4;
+        for (int i = 0; i < 3; i++) {
+            if (*field[i] != 0xffffffff) continue;
+            if (at + 8 > size) return false;
+            *field[i] = read_le(p + at, 8);
+            at += 8;
         }
-        p += 4 + size;
-        n -= 4 + size;
+        return true;
     }
     return *bytes != 0xffffffff && *stored != 0xffffffff && *offset != 0xffffffff;
 }
@@ -4838,7 +4863,8 @@ static int zip_order(const void *a, const void *b) {
 static nxt_status zip_read(zip_archive *z) {
     i64 free_from = 0;
     TRY(zip_open(z));
-    TRY(mem_get(z->w->cx, &z->entry, max64(1, z->count), sizeof *z->entry));
+    z->entry = arena_get(&z->w->arena, (size_t)z->count * sizeof *z->entry);
+    if (!z->entry) return NXT_MEMORY;
     i64 at = z->directory;
     for (i64 i = 0; i < z->count; i++) TRY(zip_central(z, &at, &free_from, &z->entry[i]));
     if (at != z->directory_end) return fail_zip(z, "more lies in its directory than entries");
@@ -4887,14 +4913,15 @@ static const zip_entry *zip_find(const zip_archive *z, const char *folder, const
  * by the length of the pickle: an opcode makes at most one value, and moves pointers. */
 enum { PICKLE_MAX = 16 << 20 }; /* bytes; a model of 1000 tensors takes 150 thousand */
 
+/* Kinds are letters, so that a list of arguments is a text (pickle_begins). */
 typedef enum pickle_kind {
-    PICKLE_MARK,  /* on the stack only: where a list of values begins */
-    PICKLE_OTHER, /* None, True, False, floats, integers above 64 bits: never looked at */
-    PICKLE_INTEGER, PICKLE_TEXT, PICKLE_TUPLE,
-    PICKLE_LIST,  /* what it holds is dropped: no tensor of a model lies in one */
-    PICKLE_DICT,  /* only what has a text for its key is kept */
-    PICKLE_NAME,  /* one of torch_known */
-    PICKLE_STORAGE, PICKLE_TENSOR /* a tensor's items are the arguments it was built from */
+    PICKLE_MARK = '(',  /* on the stack only: where a list of values begins */
+    PICKLE_OTHER = '?', /* None, True, False, floats, integers above 64 bits: never looked at */
+    PICKLE_INTEGER = 'i', PICKLE_TEXT = 's', PICKLE_TUPLE = 't',
+    PICKLE_LIST = '[',  /* what it holds is dropped: no tensor of a model lies in one */
+    PICKLE_DICT = '{',  /* only what has a text for its key is kept */
+    PICKLE_NAME = 'n',  /* one of torch_known */
+    PICKLE_STORAGE = 'S', PICKLE_TENSOR = 'T' /* items: the arguments it was built from */
 } pickle_kind;
 
 /* All that a pickle may mention: three callables and the types of storages. */
@@ -4938,8 +4965,8 @@ typedef struct pickle_machine {
     const char *file;
     arena arena; /* of all values: they point at each other freely, and die together */
     const u8 *start, *p, *end;
-    pickle_value **stack, **memo;
-    i64 depth, stack_capacity, memo_count, memo_capacity;
+    pickle_value **stack, **memo; /* each has a place for every byte of the pickle */
+    i64 depth, memo_count;
 } pickle_machine;
 
 /* Every fault says where in the pickle it was found. */
@@ -4948,20 +4975,16 @@ static nxt_status fail_pickle(const pickle_machine *k, const char *reason) {
                 (i64)(k->p - k->start), reason);
 }
 
-/* The stack grows as it must: each push costs a byte of the pickle at least. */
-static nxt_status pickle_push(pickle_machine *k, pickle_value *v) {
-    TRY(mem_grow(k->cx, &k->stack, k->depth, k->depth + 1, &k->stack_capacity,
-                 sizeof *k->stack));
-    k->stack[k->depth++] = v;
-    return NXT_OK;
-}
+
+static void pickle_push(pickle_machine *k, pickle_value *v) { k->stack[k->depth++] = v; }
 
 /* A new value on the stack, like this one. */
 static nxt_status pickle_new(pickle_machine *k, pickle_value like) {
     pickle_value *v = arena_get(&k->arena, sizeof *v);
     if (!v) return NXT_MEMORY;
     *v = like;
-    return pickle_push(k, v);
+    pickle_push(k, v);
+    return NXT_OK;
 }
 
 /* The top of the stack, which must be of that kind; so a mark is never taken for a value. */
@@ -5036,11 +5059,8 @@ static nxt_status pickle_remember(pickle_machine *k, u64 index) {
     if (k->depth == 0 || k->stack[k->depth - 1]->kind == PICKLE_MARK)
         return fail_pickle(k, "nothing to remember");
     if (index > (u64)(k->end - k->start)) return fail_pickle(k, "an absurd memo number");
-    const i64 need = (i64)index + 1, had = k->memo_capacity;
-    TRY(mem_grow(k->cx, &k->memo, had, need, &k->memo_capacity, sizeof *k->memo));
-    for (i64 i = had; i < k->memo_capacity; i++) k->memo[i] = NULL;
     k->memo[index] = k->stack[k->depth - 1];
-    k->memo_count = max64(k->memo_count, need);
+    k->memo_count = max64(k->memo_count, (i64)index + 1);
     return NXT_OK;
 }
 
@@ -5048,7 +5068,8 @@ static nxt_status pickle_remember(pickle_machine *k, u64 index) {
 static nxt_status pickle_recall(pickle_machine *k, u64 index) {
     if (index >= (u64)k->memo_count || !k->memo[index])
         return fail_pickle(k, "recalls what was never remembered");
-    return pickle_push(k, k->memo[index]);
+    pickle_push(k, k->memo[index]);
+    return NXT_OK;
 }
 
 /* A text up to the end of the line. */
@@ -5075,10 +5096,10 @@ static nxt_status pickle_name(pickle_machine *k) {
                 "does not need: refused", k->file, full);
 }
 
-/* Whether a tuple begins with values of these n kinds. */
-static bool pickle_begins(const pickle_value *tuple, const pickle_kind *kinds, i64 n) {
-    for (i64 i = 0; i < n; i++)
-        if (i >= tuple->count || tuple->item[i]->kind != kinds[i]) return false;
+/* Whether a tuple begins with values of these kinds, each named by its letter. */
+static bool pickle_begins(const pickle_value *tuple, const char *kinds) {
+    for (i64 i = 0; kinds[i]; i++)
+        if (i >= tuple->count || tuple->item[i]->kind != (pickle_kind)kinds[i]) return false;
     return true;
 }
 
@@ -5086,36 +5107,31 @@ static bool pickle_begins(const pickle_value *tuple, const pickle_kind *kinds, i
  * ("storage", type, key, device, elements), the data being entry `data/<key>`. Whatever device
  * it was on, it is bytes now. */
 static nxt_status pickle_storage(pickle_machine *k) {
-    static const pickle_kind kinds[] = {PICKLE_TEXT, PICKLE_NAME, PICKLE_TEXT, PICKLE_TEXT,
-                                        PICKLE_INTEGER};
     pickle_value *id = NULL;
     TRY(pickle_pop(k, PICKLE_TUPLE, &id));
-    if (id->count != COUNT(kinds) || !pickle_begins(id, kinds, COUNT(kinds))
-        || strcmp(id->item[0]->text, "storage") || id->item[1]->name->role != STORAGE
-        || id->item[4]->number < 0)
+    pickle_value *const *v = id->item;
+    if (id->count != 5 || !pickle_begins(id, "snssi") || strcmp(v[0]->text, "storage")
+        || v[1]->name->role != STORAGE || v[4]->number < 0)
         return fail_pickle(k, "a reference to something that is no storage");
-    return pickle_new(k, (pickle_value){.kind = PICKLE_STORAGE, .name = id->item[1]->name,
-                                        .text = id->item[2]->text,
-                                        .number = id->item[4]->number});
+    return pickle_new(k, (pickle_value){.kind = PICKLE_STORAGE, .name = v[1]->name,
+                                        .text = v[2]->text, .number = v[4]->number});
 }
 
 /* What Python would call with a tuple of arguments becomes a value of ours. A tensor is
  * (storage, offset, sizes, strides, requires_grad, hooks [, metadata]), of which the last three
  * say nothing about its values; a parameter is (tensor, requires_grad, hooks). */
 static nxt_status pickle_reduce(pickle_machine *k) {
-    static const pickle_kind tensor_kinds[] = {PICKLE_STORAGE, PICKLE_INTEGER, PICKLE_TUPLE,
-                                               PICKLE_TUPLE};
     pickle_value *args = NULL, *callee = NULL;
     TRY(pickle_pop(k, PICKLE_TUPLE, &args));
     TRY(pickle_pop(k, PICKLE_NAME, &callee));
     const int role = callee->name->role;
-    if (role == ORDERED_DICT && args->count == 0)
+    const i64 n = args->count;
+    if (role == ORDERED_DICT && n == 0)
         return pickle_new(k, (pickle_value){.kind = PICKLE_DICT});
-    if (role == BUILD_TENSOR && (args->count == 6 || args->count == 7)
-        && pickle_begins(args, tensor_kinds, COUNT(tensor_kinds)))
+    if (role == BUILD_TENSOR && (n == 6 || n == 7) && pickle_begins(args, "Sitt"))
         return pickle_new(k, (pickle_value){.kind = PICKLE_TENSOR, .item = args->item});
-    if (role == BUILD_PARAMETER && args->count == 3 && args->item[0]->kind == PICKLE_TENSOR)
-        return pickle_push(k, args->item[0]);
+    if (role == BUILD_PARAMETER && n == 3 && pickle_begins(args, "T"))
+        return pickle_push(k, args->item[0]), NXT_OK;
     return fail(k->cx, NXT_UNSUPPORTED, "%s: data.pkl, byte %" PRId64 ": %s with unexpected "
                 "arguments", k->file, (i64)(k->p - k->start), callee->name->name);
 }
@@ -5179,8 +5195,13 @@ static nxt_status pickle_step(pickle_machine *k, u8 opcode) {
                 (i64)(k->p - k->start) - 1, opcode);
 }
 
-/* Runs until STOP, which must find one value on the stack. What follows it is not read. */
+/* Runs until STOP, which must find one value on the stack. What follows it is not read. Each
+ * push costs a byte of the pickle at least, so that stack and memo never need to grow. */
 static nxt_status pickle_run(pickle_machine *k, pickle_value **result) {
+    const size_t places = (size_t)(k->end - k->start) + 1;
+    k->stack = arena_get(&k->arena, places * sizeof *k->stack);
+    k->memo = arena_get(&k->arena, places * sizeof *k->memo);
+    if (!k->stack || !k->memo) return NXT_MEMORY;
     while (k->p < k->end && *k->p != '.') TRY(pickle_step(k, *k->p++));
     if (k->p == k->end) return fail_pickle(k, "cut short");
     if (k->depth != 1) return fail_pickle(k, "ends with more or less than one value");
@@ -5302,8 +5323,6 @@ static nxt_status torch_pickle(const zip_archive *z) {
     k.end = k.start ? k.start + e->bytes : NULL;
     if (k.start) status = pickle_run(&k, &top);
     if (status == NXT_OK) status = torch_tensors(z, top);
-    mem_drop(k.cx, k.stack);
-    mem_drop(k.cx, k.memo);
     arena_free(&k.arena);
     return status;
 }
@@ -5318,10 +5337,8 @@ static nxt_status torchbin_parse(weights *w, const char *file, const u8 *p, i64 
                     "load it there and save it again", file);
     if (!zip_mark(&z, 0, 4, 3, 4))
         return fail(w->cx, NXT_FORMAT, "%s: not a file of torch.save (no zip archive)", file);
-    nxt_status status = zip_read(&z);
-    if (status == NXT_OK) status = torch_pickle(&z);
-    mem_drop(w->cx, z.entry);
-    return status;
+    TRY(zip_read(&z));
+    return torch_pickle(&z);
 }
 
 /* -- opening a model's weights --------------------------------------------------------------
@@ -5332,12 +5349,8 @@ static nxt_status torchbin_parse(weights *w, const char *file, const u8 *p, i64 
 /* {"weight_map": {tensor: file}}. The files must lie beside the index: a name that leads
  * elsewhere would let a downloaded model make us read any file of the machine. */
 static nxt_status weights_read_index(weights *w, const char *directory, const char *path) {
-    buffer b = {.cx = w->cx};
-    json *root = NULL;
-    nxt_status status = file_read(w->cx, path, SAFETENSORS_HEADER_MAX, &b);
-    if (status == NXT_OK) status = json_parse(&w->arena, path, b.p, b.n, &root);
-    buffer_free(&b);
-    TRY(status);
+    json *root;
+    TRY(json_read(&w->arena, path, SAFETENSORS_HEADER_MAX, &root));
     const json *map = json_get(root, "weight_map");
     if (!map || map->kind != JSON_OBJECT)
         return fail(w->cx, NXT_FORMAT, "%s: no weight_map", path);
@@ -5361,29 +5374,23 @@ static nxt_status weights_read_index(weights *w, const char *directory, const ch
 /* The weights of a model directory, in the first of these forms that is there: the order in
  * which Hugging Face looks. After a failure w is closed. */
 static nxt_status weights_open(nxt_context *cx, const char *directory, weights *w) {
-    static const struct {
-        const char *name;
-        bool index;
-        weight_parser parse;
-    } forms[] = {{"model.safetensors", false, safetensors_parse},
-                 {"model.safetensors.index.json", true, safetensors_parse},
-                 {"pytorch_model.bin", false, torchbin_parse},
-                 {"pytorch_model.bin.index.json", true, torchbin_parse}};
+    static const char *const forms[] = {"model.safetensors", "model.safetensors.index.json",
+                                        "pytorch_model.bin", "pytorch_model.bin.index.json"};
     *w = (weights){.cx = cx, .arena.cx = cx};
     for (int i = 0; i < COUNT(forms); i++) {
-        const char *path = path_join(&w->arena, directory, forms[i].name);
+        const char *path = path_join(&w->arena, directory, forms[i]);
         nxt_status status = path ? NXT_OK : NXT_MEMORY;
         if (path && !path_exists(path)) continue;
         if (status == NXT_OK)
-            status = forms[i].index ? weights_read_index(w, directory, path)
-                                    : weights_file(w, path, &path);
-        if (status == NXT_OK) status = weights_read(w, path, forms[i].parse);
+            status = i % 2 ? weights_read_index(w, directory, path) : weights_file(w, path, &path);
+        if (status == NXT_OK)
+            status = weights_read(w, path, i < 2 ? safetensors_parse : torchbin_parse);
         if (status != NXT_OK) weights_close(w);
         return status;
     }
     weights_close(w);
     return fail(cx, NXT_IO, "%s: no weights: neither %s nor %s, neither %s nor %s", directory,
-                forms[0].name, forms[1].name, forms[2].name, forms[3].name);
+                forms[0], forms[1], forms[2], forms[3]);
 }
 
 /* One file, whole or not at all. */
@@ -5403,48 +5410,42 @@ static nxt_status file_replace(nxt_context *cx, const char *path, const char *te
 /* -- texts that programs read --------------------------------------------------------------- */
 enum { TEXT_BYTES = 64 << 20 };
 
-static nxt_status keep_text(nxt_context *cx, const char *text, i64 n, const char **kept) {
-    arena a = {.cx = cx, .chunks = cx->kept};
-    *kept = arena_text(&a, text, (size_t)n);
-    cx->kept = a.chunks;
-    return *kept ? NXT_OK : NXT_MEMORY;
-}
 
 nxt_status nxt_text_keep(nxt_context *cx, const char *text, const char **kept) {
-    return keep_text(cx, text, (i64)strlen(text), kept);
+    arena a = {.cx = cx, .chunks = cx->kept};
+    *kept = arena_text(&a, text, strlen(text));
+    cx->kept = a.chunks;
+    return *kept ? NXT_OK : NXT_MEMORY;
 }
 
 nxt_status nxt_text_read(nxt_context *cx, const char *path, const char **text) {
     buffer b = {.cx = cx};
     *text = NULL;
     nxt_status status = file_read(cx, path, TEXT_BYTES, &b);
-    if (status == NXT_OK) status = keep_text(cx, b.p ? b.p : "", b.n, text);
+    if (status == NXT_OK) status = nxt_text_keep(cx, b.p, text);
     buffer_free(&b);
     return status;
 }
 
-static void give_option(void (*set)(void *, const char *, const char *), void *user,
-                        const char *key, const json *v) {
-    if (v->kind == JSON_TRUE || v->kind == JSON_FALSE)
-        set(user, key, v->kind == JSON_TRUE ? "true" : "false");
-    else if (v->kind == JSON_STRING || v->kind == JSON_NUMBER) set(user, key, v->text);
-}
 
+/* The list itself is no option, its items are: {"lora_target_modules": ["q", "v"]} sets one
+ * name twice. null says nothing, and an object is no option's value: both are passed over. */
 nxt_status nxt_options_read(nxt_context *cx, const char *path,
                             void (*set)(void *user, const char *name, const char *value),
                             void *user) {
-    const char *text;
     json *top;
-    TRY(nxt_text_read(cx, path, &text));
-    arena a = {.cx = cx, .chunks = cx->kept}; /* the tree's texts are kept as well */
-    nxt_status status = json_parse(&a, path, text, (i64)strlen(text), &top);
+    arena a = {.cx = cx, .chunks = cx->kept}; /* the host may keep the texts that it is given */
+    nxt_status status = json_read(&a, path, TEXT_BYTES, &top);
     cx->kept = a.chunks;
     TRY(status);
     if (top->kind != JSON_OBJECT) return fail(cx, NXT_FORMAT, "%s: not a JSON object", path);
     for (const json *v = top->first; v; v = v->next) {
-        if (v->kind != JSON_ARRAY) give_option(set, user, v->key, v);
-        for (const json *i = v->kind == JSON_ARRAY ? v->first : NULL; i; i = i->next)
-            give_option(set, user, v->key, i);
+        const bool list = v->kind == JSON_ARRAY;
+        for (const json *i = list ? v->first : v; i; i = list ? i->next : NULL) {
+            const bool word = i->kind == JSON_TRUE || i->kind == JSON_FALSE;
+            const char *text = word ? json_words[i->kind] : i->text;
+            if (text) set(user, v->key, text);
+        }
     }
     return NXT_OK;
 }
@@ -5461,6 +5462,11 @@ nxt_status nxt_options_read(nxt_context *cx, const char *path,
  *     pre-tokenizer   cuts that no token crosses: words with the space before, numbers, ...
  *     BPE             the bytes of a word are merged pair by pair; of all pairs the one that
  *                     training merged first goes first [Sennrich16, Radford19]
+ *
+ *     It's 3 pm.<|endoftext|>
+ *     [It's 3 pm.] <|endoftext|>                   added tokens
+ *     [It] ['s] [ 3] [ pm] [.] <|endoftext|>       pre-tokenizer: the space goes with the word
+ *     [I t] -> [It], [' s] -> ['s], ...            BPE: each word from its bytes
  *
  * Everything is linear in the text, but for BPE, where a word of n bytes costs O(n log n).
  * Bytes that are not UTF-8 count as symbols, neither letters nor spaces, and survive as the
@@ -5513,7 +5519,7 @@ enum { /* token_row.flags */
 /* Added tokens by their bytes: a tree with one node for each prefix. */
 typedef struct trie {
     struct trie *child, *sibling;
-    i32 id; /* of the token that ends here, or -1 */
+    i32 ends; /* 1 + the id of the token that ends here; 0: none does */
     u8 byte;
 } trie;
 
@@ -5522,7 +5528,8 @@ typedef struct matcher {
     bool any;
 } matcher;
 
-/* What BPE made of a word: one cache line. The last byte of the key is the word's length. */
+/* What BPE made of a word: one cache line, 24 + 36 + 4 bytes. The last byte of the key is the
+ * word's length, so that "a" and "a" with a zero byte differ, and an empty slot is no word. */
 enum { WORD_BYTES = 23, WORD_IDS = 9, CACHE_BITS = 15 };
 typedef struct known_word {
     u8 key[WORD_BYTES + 1];
@@ -5540,11 +5547,15 @@ typedef struct token_list {
     i64 n, capacity, end_capacity;
 } token_list;
 
-enum { ALPHABET = 0x144, MOST_TOKENS = 1 << 22, MOST_BYTES = 1 << 28 };
+/* Of the letters below U+0100 188 are visible and stand for themselves; the 68 other bytes are
+ * the letters from U+0100 on. The bounds are many times what any tokenizer has. */
+enum { ALPHABET = 0x100 + 68, MOST_TOKENS = 1 << 22, MOST_BYTES = 1 << 28 };
 
 struct nxt_tokenizer {
     nxt_context *cx;
     arena memory;          /* of everything that does not grow */
+    arena scratch;         /* of what the files say, until all is loaded */
+    const char *path;      /* of the file at work, for errors */
     u16 *property;         /* of each code point, and of INVALID */
     pair_map unicode;      /* (c, 0) and (first, second) -> row of unicode_pairs */
 
@@ -5577,8 +5588,14 @@ struct nxt_tokenizer {
  *
  * One kind of map serves three questions: what two tokens merge into, what two code points
  * compose to, and, with the halves of a hash for the two numbers, which id a text has.
+ *
+ * Nothing is ever removed, so a search may stop at the first free slot. At most half of the
+ * slots are taken: a search that finds nothing looks at 2.5 of them on average (linear
+ * probing at half load), and the filter has eight bits or more for each pair, which ends at
+ * least seven of eight such searches before they begin.
  */
 
+/* For at most `most` pairs. */
 static nxt_status pair_map_create(arena *a, i64 most, pair_map *m) {
     int bits = 4;
     while ((i64)1 << bits < 2 * most) bits++;
@@ -5589,6 +5606,8 @@ static nxt_status pair_map_create(arena *a, i64 most, pair_map *m) {
     return NXT_OK;
 }
 
+/* Multiplying carries every bit upwards, so the highest bits of the product are the best mixed:
+ * the slot is taken from there. */
 static inline u64 pair_hash(u32 a, u32 b) {
     return ((u64)a << 32 | b) * 0x9e3779b97f4a7c15u; /* 2^64 / the golden ratio */
 }
@@ -5669,6 +5688,13 @@ static inline u32 property_at(const nxt_tokenizer *t, const u8 *p, i64 n, int *s
     return t->property[point_at(p, n, size)];
 }
 
+/* The first code point from p[at] on that has not these values of these properties; else n. */
+static inline i64 skip(const nxt_tokenizer *t, const u8 *p, i64 at, i64 n, u32 mask, u32 value) {
+    int size;
+    while (at < n && (property_at(t, p + at, n - at, &size) & mask) == value) at += size;
+    return at;
+}
+
 /* Korean syllables are not in the tables: number S is made of the letters L, V and, unless it
  * is 0, T, with S = (L * HANGUL_VS + V) * HANGUL_TS + T  [Unicode, section 3.12]. */
 enum {
@@ -5718,7 +5744,9 @@ static i64 decompose(const nxt_tokenizer *t, u32 c, u32 *out) {
 }
 
 /* Sorts each run of marks by combining class, keeping the order within a class, in linear
- * time: nothing limits how many marks a hostile text puts on one letter. */
+ * time: nothing limits how many marks a hostile text puts on one letter. (Marks of different
+ * classes do not touch, as a dot below and an accent above, so their order means nothing;
+ * those of one class stack, and there it is part of the text.) */
 static void order_marks(u32 *point, i64 n, u32 *spare) {
     for (i64 i = 0, end; i < n; i = end) {
         bool sorted = true;
@@ -5788,31 +5816,25 @@ static nxt_status normalise_cluster(nxt_tokenizer *t, const u8 *p, i64 n, i64 or
     return NXT_OK;
 }
 
-/* The first code point from `at` on that normalising must look at, or n. */
-static i64 next_look(const nxt_tokenizer *t, const u8 *p, i64 at, i64 n) {
-    int size;
-    while (at < n && !(property_at(t, p + at, n - at, &size) & LOOK)) at += size;
-    return at;
-}
 
 /* Replaces *text by its normal form, in t->text, if that differs; else there is no copy.
  * Looked at are clusters: the code points that ask for it, and the one before them, which may
  * be the letter under the marks. */
 static nxt_status normalise(nxt_tokenizer *t, const u8 **text, i64 *length) {
     const u8 *p = *text;
-    i64 n = *length, at = t->form_c ? next_look(t, p, 0, n) : n, copied = 0;
+    const i64 n = *length;
+    i64 copied = 0, at = t->form_c ? skip(t, p, 0, n, LOOK, 0) : n;
     t->changes = 0;
     t->text.n = 0;
     if (at == n) return NXT_OK;
-    while (at < n) {
+    for (i64 end; at < n; at = skip(t, p, end, n, LOOK, 0)) {
         int size;
-        i64 begin = at, end = at;
-        if (at > copied && point_before(p, at, &size) != INVALID) begin = at - size;
-        while (end < n && property_at(t, p + end, n - end, &size) & LOOK) end += size;
+        const bool inside = at > copied && point_before(p, at, &size) != INVALID;
+        const i64 begin = inside ? at - size : at;
+        end = skip(t, p, at, n, LOOK, LOOK);
         buffer_add(&t->text, p + copied, begin - copied);
         TRY(normalise_cluster(t, p + begin, end - begin, end));
         copied = end;
-        at = next_look(t, p, end, n);
     }
     buffer_add(&t->text, p + copied, n - copied);
     TRY(t->text.status);
@@ -5842,11 +5864,6 @@ static i64 original_end(const nxt_tokenizer *t, i64 at) {
  * engine would spend more time here than all the rest takes.
  */
 
-static inline i64 skip_class(const nxt_tokenizer *t, const u8 *p, i64 at, i64 n, u32 class) {
-    int size;
-    while (at < n && (property_at(t, p + at, n - at, &size) & CLASS) == class) at += size;
-    return at;
-}
 
 /* The end of the word that starts at p[at]. The first of these that matches [Radford19]:
  *     's|'t|'re|'ve|'m|'ll|'d| ?\p{L}+| ?\p{N}+| ?[^\s\p{L}\p{N}]+|\s+(?!\S)|\s+
@@ -5854,20 +5871,20 @@ static inline i64 skip_class(const nxt_tokenizer *t, const u8 *p, i64 at, i64 n,
  * is a plain space the word takes it, else, by the last one, it is a word of its own. */
 static i64 split_gpt2(const nxt_tokenizer *t, const u8 *p, i64 at, i64 n) {
     if (p[at] == '\'' && at + 1 < n) {
-        u8 a = p[at + 1], b = at + 2 < n ? p[at + 2] : 0;
+        const u8 a = p[at + 1], b = at + 2 < n ? p[at + 2] : 0;
         if (a == 's' || a == 't' || a == 'm' || a == 'd') return at + 2;
-        if ((a == 'r' && b == 'e') || (a == 'v' && b == 'e') || (a == 'l' && b == 'l'))
-            return at + 3;
+        if (((a == 'r' || a == 'v') && b == 'e') || (a == 'l' && b == 'l')) return at + 3;
     }
     int size;
-    i64 first = at + (p[at] == ' ' && at + 1 < n);
-    u32 class = property_at(t, p + first, n - first, &size) & CLASS;
-    i64 end = skip_class(t, p, first + size, n, class);
+    const i64 first = at + (p[at] == ' ' && at + 1 < n);
+    const u32 class = property_at(t, p + first, n - first, &size) & CLASS;
+    const i64 end = skip(t, p, first + size, n, CLASS, class);
     if (class != SPACE || end == n) return end;
     (void)point_before(p, end, &size);
     return end - size > at ? end - size : end;
 }
 
+/* For files that say "use_regex": false. */
 static i64 split_nothing(const nxt_tokenizer *t, const u8 *p, i64 at, i64 n) {
     (void)t, (void)p, (void)at;
     return n;
@@ -5882,13 +5899,19 @@ static i64 split_nothing(const nxt_tokenizer *t, const u8 *p, i64 at, i64 n) {
  * rank 0 and "lo w" rank 1:   l o w l o  ->  lo w l o  ->  lo w lo  ->  low lo.
  */
 
-/* Makes room for more ids in t->out. */
+/* Makes room for `more` tokens in t->out. */
 static nxt_status reserve(nxt_tokenizer *t, i64 more) {
     token_list *out = t->out;
-    TRY(mem_grow(out->cx, &out->id, out->n, out->n + more, &out->capacity, sizeof *out->id));
+    const i64 need = out->n + more;
+    TRY(mem_grow(out->cx, &out->id, out->n, need, &out->capacity, sizeof *out->id));
     if (!t->want_ends) return NXT_OK;
-    return mem_grow(out->cx, &out->end, out->n, out->n + more, &out->end_capacity,
-                    sizeof *out->end);
+    return mem_grow(out->cx, &out->end, out->n, need, &out->end_capacity, sizeof *out->end);
+}
+
+/* A token, for which there is room, that ends before byte `end` of the text. */
+static inline void emit(nxt_tokenizer *t, i32 id, i64 end) {
+    if (t->want_ends) t->out->end[t->out->n] = end;
+    t->out->id[t->out->n++] = id;
 }
 
 /* The ids of p[0, n), n <= SHORT, into id; returns how many, or -1 if a byte has no token.
@@ -5922,8 +5945,15 @@ static i64 merge_short(const nxt_tokenizer *t, const u8 *p, i64 n, i32 *id) {
 }
 
 /* A long word is a linked list of symbols, and a heap of the pairs that might merge, lowest
- * rank first, then leftmost. A pair that has changed since stays in the heap; it shows by a
- * rank that is no longer its own. */
+ * rank first, then leftmost. To take a pair out of the middle of a heap one would have to know
+ * where it is; so a pair that has changed since stays in, and shows, when its turn comes, by a
+ * rank that is no longer its own. With the merges  b c (rank 0), a b (1), a bc (2):
+ *
+ *     symbols        heap (rank, symbol)
+ *     a  b  c  a     (0, b) (1, a)
+ *     a  bc    a     (1, a) (2, a)      a merge adds the pairs on both sides
+ *     a  bc    a     (2, a)             (1, a) was of a and b: dropped
+ *     abc      a                        c a has no rank, nor has abc a: done */
 typedef struct symbol { i32 id, previous, next, end; } symbol; /* end: in bytes of the word */
 
 typedef struct long_word {
@@ -5932,30 +5962,36 @@ typedef struct long_word {
     i64 count;
 } long_word;
 
-static void heap_down(u64 *heap, i64 count, i64 at) {
-    u64 moving = heap[at];
-    for (;;) {
-        i64 first = 4 * at + 1, best = first, last = min64(first + 4, count);
+/* Takes the lowest entry; the last one sinks from the root to its place. */
+static u64 heap_pop(long_word *w) {
+    u64 *heap = w->heap;
+    const u64 top = heap[0], moving = heap[--w->count];
+    for (i64 at = 0, best;; at = best) {
+        const i64 first = 4 * at + 1, last = min64(first + 4, w->count);
+        best = first;
         for (i64 i = first + 1; i < last; i++)
             if (heap[i] < heap[best]) best = i;
-        if (first >= count || heap[best] >= moving) break;
-        heap[at] = heap[best];
-        at = best;
+        if (first < w->count && heap[best] < moving) heap[at] = heap[best];
+        else return heap[at] = moving, top;
     }
-    heap[at] = moving;
 }
 
-static void heap_push(long_word *w, u64 entry) {
-    i64 at = w->count++;
-    for (; at > 0 && w->heap[(at - 1) / 4] > entry; at = (at - 1) / 4)
-        w->heap[at] = w->heap[(at - 1) / 4];
-    w->heap[at] = entry;
-}
 
 /* The rank of symbol i and its successor. */
 static u32 rank_of(const nxt_tokenizer *t, const symbol *s, i32 i) {
     if (i < 0 || s[i].id < 0 || s[i].next < 0) return NONE;
     return pair_get(&t->merges, (u32)s[i].id, (u32)s[s[i].next].id);
+}
+
+/* Puts symbol i and its successor into the heap, if they merge: up from the last place. */
+static void heap_push(const nxt_tokenizer *t, long_word *w, i32 i) {
+    const u32 rank = rank_of(t, w->symbol, i);
+    const u64 entry = (u64)rank << 32 | (u32)i;
+    if (rank == NONE) return;
+    i64 at = w->count++;
+    for (; at > 0 && w->heap[(at - 1) / 4] > entry; at = (at - 1) / 4)
+        w->heap[at] = w->heap[(at - 1) / 4];
+    w->heap[at] = entry;
 }
 
 /* The symbols of p[0, n), one a byte; bytes without a token become the unknown token (one
@@ -5964,62 +6000,52 @@ static i32 first_symbols(const nxt_tokenizer *t, const u8 *p, i64 n, symbol *s) 
     i32 count = 0;
     bool fuse = false;
     for (i32 i = 0; i < n; i++) {
-        i32 id = t->byte_id[p[i]];
+        const i32 id = t->byte_id[p[i]];
         if (id < 0 && t->unknown < 0) continue;
-        if (id < 0 && fuse) s[count - 1].end = i + 1;
-        else {
-            s[count] = (symbol){id < 0 ? t->unknown : id, count - 1, count + 1, i + 1};
+        if (id >= 0 || !fuse) {
+            s[count] = (symbol){id < 0 ? t->unknown : id, count - 1, count + 1, 0};
             count++;
         }
+        s[count - 1].end = i + 1;
         fuse = id < 0 && t->fuse_unknown;
     }
     if (count) s[count - 1].next = -1;
     return count;
 }
 
+/* Symbol i takes in its successor, whose place stays empty (id -1), so that entries of the
+ * heap that name it are known to be stale. */
 static void merge_all(const nxt_tokenizer *t, long_word *w) {
     symbol *s = w->symbol;
     while (w->count > 0) {
-        u64 top = w->heap[0];
-        i32 i = (i32)(top & 0xffffffff);
-        w->heap[0] = w->heap[--w->count];
-        heap_down(w->heap, w->count, 0);
+        const u64 top = heap_pop(w);
+        const i32 i = (i32)(top & 0xffffffff), gone = s[i].next;
         if (rank_of(t, s, i) != top >> 32) continue;
-        i32 gone = s[i].next;
         s[i].id = t->merged[top >> 32];
         s[i].end = s[gone].end;
         s[i].next = s[gone].next;
         s[gone].id = -1;
         if (s[i].next >= 0) s[s[i].next].previous = i;
-        const i32 neighbours[2] = {s[i].previous, i};
-        for (int k = 0; k < 2; k++) {
-            u32 rank = rank_of(t, s, neighbours[k]);
-            if (rank != NONE) heap_push(w, (u64)rank << 32 | (u32)neighbours[k]);
-        }
+        heap_push(t, w, s[i].previous);
+        heap_push(t, w, i);
     }
 }
 
-/* Adds the ids of a word of any length, which starts at byte `start` of its text. Ten million
- * letters without a space take some seconds and thirty bytes of memory each. */
+/* Adds the ids of a word of any length, which starts at byte `start` of its text, and for
+ * which encode_word made room. Ten million letters without a space take some seconds and
+ * thirty bytes of memory each. */
 static nxt_status merge_long(nxt_tokenizer *t, const u8 *p, i64 n, i64 start) {
     long_word w = {0};
-    token_list *out = t->out;
     if (n > INT32_MAX)
         return fail(t->cx, NXT_UNSUPPORTED, "one word of %" PRId64 " bytes", n);
     nxt_status status = mem_get(t->cx, &w.symbol, n, sizeof *w.symbol);
     /* a merge takes one pair out of the heap and adds two at most */
     if (status == NXT_OK) status = mem_get(t->cx, &w.heap, 2 * n, sizeof *w.heap);
-    i32 count = status == NXT_OK ? first_symbols(t, p, n, w.symbol) : 0;
-    for (i32 i = 0; i < count; i++) {
-        u32 rank = rank_of(t, w.symbol, i);
-        if (rank != NONE) w.heap[w.count++] = (u64)rank << 32 | (u32)i;
-    }
-    for (i64 i = w.count / 4; w.count && i >= 0; i--) heap_down(w.heap, w.count, i);
-    if (count) merge_all(t, &w);
-    for (i32 i = count ? 0 : -1; i >= 0; i = w.symbol[i].next) { /* encode_word made room */
-        if (t->want_ends) out->end[out->n] = start + w.symbol[i].end;
-        out->id[out->n++] = w.symbol[i].id;
-    }
+    const i32 count = status == NXT_OK ? first_symbols(t, p, n, w.symbol) : 0;
+    for (i32 i = 0; i < count; i++) heap_push(t, &w, i);
+    merge_all(t, &w);
+    for (i32 i = count ? 0 : -1; i >= 0; i = w.symbol[i].next)
+        emit(t, w.symbol[i].id, start + w.symbol[i].end);
     mem_drop(t->cx, w.symbol);
     mem_drop(t->cx, w.heap);
     return status;
@@ -6069,18 +6095,16 @@ static nxt_status encode_word(nxt_tokenizer *t, const u8 *p, i64 n, i64 start) {
 
 /* p[0, n) is not empty. */
 static nxt_status matcher_add(arena *a, matcher *m, const u8 *p, i64 n, i32 id) {
-    trie **link = m->root + p[0], *node = NULL;
+    trie *node = NULL;
     for (i64 i = 0; i < n; i++) {
+        trie **link = node ? &node->child : m->root + p[0];
         while (*link && (*link)->byte != p[i]) link = &(*link)->sibling;
-        if (!*link) {
-            *link = arena_get(a, sizeof **link);
-            if (!*link) return NXT_MEMORY;
-            **link = (trie){.id = -1, .byte = p[i]};
-        }
+        if (!*link) *link = arena_get(a, sizeof **link);
+        if (!*link) return NXT_MEMORY;
         node = *link;
-        link = &node->child;
+        node->byte = p[i];
     }
-    if (node->id < 0) node->id = id; /* of equals the first counts */
+    if (!node->ends) node->ends = id + 1; /* of equals the first counts */
     m->any = true;
     return NXT_OK;
 }
@@ -6092,8 +6116,8 @@ static inline i64 match_longest(const matcher *m, const u8 *p, i64 n, i32 *id) {
         while (node && node->byte != p[i]) node = node->sibling;
         if (!node) break;
         i++;
-        if (node->id < 0) continue;
-        *id = node->id;
+        if (!node->ends) continue;
+        *id = node->ends - 1;
         length = i;
     }
     return length;
@@ -6107,11 +6131,11 @@ typedef struct added_walk {
     i32 id;
 } added_walk;
 
+/* Whether a letter, digit or mark touches the token that was found. */
 static bool word_around(const nxt_tokenizer *t, const added_walk *w) {
     int size;
     return (w->begin > 0 && t->property[point_before(w->p, w->begin, &size)] & WORD)
-           || (w->end < w->n
-               && property_at(t, w->p + w->end, w->n - w->end, &size) & WORD);
+           || (w->end < w->n && property_at(t, w->p + w->end, w->n - w->end, &size) & WORD);
 }
 
 /* Finds the next added token: the leftmost, of several the longest. White space that a token
@@ -6134,7 +6158,7 @@ static bool next_added(const nxt_tokenizer *t, const matcher *m, added_walk *w) 
         }
         if (flags & RSTRIP) { /* each run of spaces is measured once, not from every token */
             if (w->end >= w->spaces_end)
-                w->spaces_end = skip_class(t, w->p, w->end, w->n, SPACE);
+                w->spaces_end = skip(t, w->p, w->end, w->n, CLASS, SPACE);
             w->end = w->spaces_end;
         }
         if (w->begin < w->end) return true;
@@ -6150,6 +6174,7 @@ static bool next_added(const nxt_tokenizer *t, const matcher *m, added_walk *w) 
  * end can be told as a byte of the text that came in.
  */
 
+/* What encode_around does with the text between added tokens: encode_raw or encode_words. */
 typedef nxt_status (*encode_fn)(nxt_tokenizer *t, const u8 *p, i64 n, i64 start);
 
 /* Adds the ids of p[0, n), which starts at byte `start` of its text: of the added tokens that
@@ -6157,19 +6182,18 @@ typedef nxt_status (*encode_fn)(nxt_tokenizer *t, const u8 *p, i64 n, i64 start)
 static nxt_status encode_around(nxt_tokenizer *t, const matcher *m, encode_fn between,
                                 const u8 *p, i64 n, i64 start) {
     added_walk w = {.p = p, .n = n};
-    for (;;) {
+    for (;; w.done = w.end) {
         const bool found = next_added(t, m, &w);
         const i64 end = found ? w.begin : n;
         if (w.done < end) TRY(between(t, p + w.done, end - w.done, start + w.done));
         if (!found) return NXT_OK;
         TRY(reserve(t, 1));
-        if (t->want_ends) t->out->end[t->out->n] = start + w.end;
-        t->out->id[t->out->n++] = w.id;
-        w.done = w.end;
+        emit(t, w.id, start + w.end);
     }
 }
 
-/* Text without added tokens. */
+/* Text without added tokens. "add_prefix_space" makes the first word look like all others, which
+ * have their space in front. */
 static nxt_status encode_words(nxt_tokenizer *t, const u8 *p, i64 n, i64 start) {
     if (t->prefix_space && p[0] != ' ') {
         t->prefixed.n = 0;
@@ -6226,24 +6250,9 @@ static void decode_bytes(const nxt_tokenizer *t, i32 id, const u8 **p, i64 *n) {
  * model's own would train it on noise.
  */
 
-typedef struct token_files {
-    nxt_tokenizer *t;
-    arena memory;     /* of the files' contents: dropped after loading */
-    const char *path; /* of the file at work, for errors */
-} token_files;
-
-static nxt_status read_json(token_files *f, const char *path, json **out) {
-    buffer b = {.cx = f->t->cx};
-    f->path = path;
-    nxt_status status = file_read(b.cx, path, MOST_BYTES, &b);
-    if (status == NXT_OK) status = json_parse(&f->memory, path, b.p ? b.p : "", b.n, out);
-    buffer_free(&b);
-    return status;
-}
-
-static nxt_status fail_unsupported(const token_files *f, const char *what, const char *name,
+static nxt_status fail_unsupported(const nxt_tokenizer *t, const char *what, const char *name,
                                    const char *known) {
-    return fail(f->t->cx, NXT_UNSUPPORTED, "%s: %s %.60s is not supported (%s is)", f->path,
+    return fail(t->cx, NXT_UNSUPPORTED, "%s: %s %.60s is not supported (%s is)", t->path,
                 what, name, known);
 }
 
@@ -6270,23 +6279,29 @@ static i64 to_bytes(const nxt_tokenizer *t, const char *text, i64 n, u8 *out) {
     return bytes;
 }
 
-/* The id of a name in the file, or -1. *k becomes the row it has or would have, with its text
- * in `text`, which has room for n bytes. */
-static i32 find_name(const nxt_tokenizer *t, const char *name, i64 n, u8 *text, token_row *k) {
-    i64 bytes = to_bytes(t, name, n, text);
-    if (bytes < 0) memcpy(text, name, (size_t)n);
+/* The row that a name of the file has or would have: in bytes, or VERBATIM, as it stands, when
+ * that is asked for or other letters are in it. Its text is new, in this arena. */
+static nxt_status name_row(const nxt_tokenizer *t, arena *a, const char *name, i64 n,
+                           bool verbatim, token_row *k) {
+    u8 *text = (u8 *)arena_text(a, name, (size_t)n);
+    if (!text) return NXT_MEMORY;
+    const i64 bytes = verbatim ? -1 : to_bytes(t, name, n, text);
+    if (bytes < 0) memcpy(text, name, (size_t)n); /* again: some may have been replaced */
     *k = (token_row){text, (u32)(bytes < 0 ? n : bytes), bytes < 0 ? VERBATIM : 0};
-    return find_token(t, text, k->length, k->flags);
+    return NXT_OK;
 }
 
-static nxt_status load_vocabulary(token_files *f, const json *words, i64 added) {
-    nxt_tokenizer *t = f->t;
+/* {"the": 783, ...}. Ids may leave holes: a model may have more rows than tokens. Behind them is
+ * room for all added tokens, so that the table never moves. Two passes, because the size of the
+ * table must be known, and bounded, before it is made. */
+static nxt_status load_vocabulary(nxt_tokenizer *t, const json *words, i64 added) {
+    token_row k;
     if (!words || words->kind != JSON_OBJECT)
-        return fail(t->cx, NXT_FORMAT, "%s: there is no vocabulary", f->path);
+        return fail(t->cx, NXT_FORMAT, "%s: there is no vocabulary", t->path);
     for (const json *w = words->first; w; w = w->next) {
         const double id = w->kind == JSON_NUMBER ? w->number : -1;
         if (!(id >= 0 && id < MOST_TOKENS) || id != (i32)id)
-            return fail(t->cx, NXT_FORMAT, "%s: token \"%.60s\" has no usable id", f->path,
+            return fail(t->cx, NXT_FORMAT, "%s: token \"%.60s\" has no usable id", t->path,
                         w->key);
         t->size = (i32)max64(t->size, (i64)id + 1);
     }
@@ -6296,12 +6311,9 @@ static nxt_status load_vocabulary(token_files *f, const json *words, i64 added) 
     TRY(pair_map_create(&t->memory, words->count + added, &t->dictionary));
     for (const json *w = words->first; w; w = w->next) {
         const i32 id = (i32)w->number;
-        u8 *text = arena_get(&t->memory, (size_t)w->key_length);
-        token_row k;
-        if (!text) return NXT_MEMORY;
+        TRY(name_row(t, &t->memory, w->key, w->key_length, false, &k));
         if (t->token[id].text)
-            return fail(t->cx, NXT_FORMAT, "%s: two tokens have the id %d", f->path, id);
-        (void)find_name(t, w->key, w->key_length, text, &k);
+            return fail(t->cx, NXT_FORMAT, "%s: two tokens have the id %d", t->path, id);
         set_token(t, id, &k);
     }
     for (int b = 0; b < 256; b++) t->byte_id[b] = find_token(t, &(u8){(u8)b}, 1, 0);
@@ -6309,10 +6321,9 @@ static nxt_status load_vocabulary(token_files *f, const json *words, i64 added) 
 }
 
 /* The next merge: of the two texts, in the file's letters, into one token. */
-static nxt_status load_merge(token_files *f, u32 rank, const char *left, i64 left_length,
+static nxt_status load_merge(nxt_tokenizer *t, u32 rank, const char *left, i64 left_length,
                              const char *right, i64 right_length) {
-    nxt_tokenizer *t = f->t;
-    u8 *text = arena_get(&f->memory, (size_t)(left_length + right_length));
+    u8 *text = arena_get(&t->scratch, (size_t)(left_length + right_length));
     if (!text) return NXT_MEMORY;
     i64 a = to_bytes(t, left, left_length, text);
     i64 b = a < 0 ? -1 : to_bytes(t, right, right_length, text + a);
@@ -6321,7 +6332,7 @@ static nxt_status load_merge(token_files *f, u32 rank, const char *left, i64 lef
     const i32 both = find_token(t, text, a + b, 0);
     if (x < 0 || y < 0 || both < 0)
         return fail(t->cx, NXT_FORMAT, "%s: merge %u is of tokens that are not in the "
-                    "vocabulary: %.60s", f->path, rank + 1, left);
+                    "vocabulary: %.60s", t->path, rank + 1, left);
     pair_put(&t->merges, (u32)x, (u32)y, rank);
     if (a == 1 && b == 1) t->byte_rank[text[0] << 8 | text[1]] = rank;
     t->merged[rank] = both;
@@ -6329,58 +6340,55 @@ static nxt_status load_merge(token_files *f, u32 rank, const char *left, i64 lef
 }
 
 /* ["a b", ...] or [["a", "b"], ...]; lines like "#version: 0.2" come from merges.txt. */
-static nxt_status load_merges(token_files *f, const json *merges) {
+static nxt_status load_merges(nxt_tokenizer *t, const json *merges) {
     const size_t byte_pairs = 256 * 256 * sizeof(u32);
-    nxt_tokenizer *t = f->t;
     u32 rank = 0;
     if (!merges || merges->kind != JSON_ARRAY)
-        return fail(t->cx, NXT_FORMAT, "%s: there are no merges", f->path);
+        return fail(t->cx, NXT_FORMAT, "%s: there are no merges", t->path);
     t->merged = arena_get(&t->memory, (size_t)merges->count * sizeof *t->merged);
     t->byte_rank = arena_get(&t->memory, byte_pairs);
     if (!t->merged || !t->byte_rank) return NXT_MEMORY;
     memset(t->byte_rank, 0xff, byte_pairs); /* NONE */
     TRY(pair_map_create(&t->memory, merges->count, &t->merges));
     for (const json *m = merges->first; m; m = m->next) {
-        const json *a = m->first, *b = a ? a->next : NULL;
         const bool text = m->kind == JSON_STRING;
+        if (text && !strncmp(m->text, "#version", 8)) continue;
         const char *space = text ? memchr(m->text, ' ', (size_t)m->length) : NULL;
         const i64 left = space ? space - m->text : 0;
-        if (text && !strncmp(m->text, "#version", 8)) continue;
-        if (space) TRY(load_merge(f, rank++, m->text, left, space + 1, m->length - left - 1));
+        const json *a = m->first, *b = a ? a->next : NULL;
+        if (space) TRY(load_merge(t, rank++, m->text, left, space + 1, m->length - left - 1));
         else if (b && !b->next && a->kind == JSON_STRING && b->kind == JSON_STRING)
-            TRY(load_merge(f, rank++, a->text, a->length, b->text, b->length));
-        else return fail(t->cx, NXT_FORMAT, "%s: merge %u is not a pair", f->path, rank + 1);
+            TRY(load_merge(t, rank++, a->text, a->length, b->text, b->length));
+        else return fail(t->cx, NXT_FORMAT, "%s: merge %u is not a pair", t->path, rank + 1);
     }
     return NXT_OK;
 }
 
 /* The settings of the BPE model. Old files do not say "type". */
-static nxt_status load_model(token_files *f, const json *model, i64 added) {
-    nxt_tokenizer *t = f->t;
+static nxt_status load_model(nxt_tokenizer *t, const json *model, i64 added) {
     const json *unknown = json_get(model, "unk_token");
     const char *type = json_text(model, "type", "BPE");
-    if (strcmp(type, "BPE")) return fail_unsupported(f, "the model", type, "BPE");
+    if (strcmp(type, "BPE")) return fail_unsupported(t, "the model", type, "BPE");
     const char *refused =
         *json_text(model, "continuing_subword_prefix", "") ? "continuing_subword_prefix"
         : *json_text(model, "end_of_word_suffix", "")      ? "end_of_word_suffix"
         : json_number(model, "dropout", 0) != 0            ? "dropout"
         : json_bool(model, "byte_fallback", false)         ? "byte_fallback"
                                                            : NULL;
-    if (refused) return fail_unsupported(f, "the BPE setting", refused, "BPE without it");
+    if (refused) return fail_unsupported(t, "the BPE setting", refused, "BPE without it");
     t->fuse_unknown = json_bool(model, "fuse_unk", false);
     t->ignore_merges = json_bool(model, "ignore_merges", false);
-    TRY(load_vocabulary(f, json_get(model, "vocab"), added));
+    TRY(load_vocabulary(t, json_get(model, "vocab"), added));
     if (unknown && unknown->kind == JSON_STRING) {
         token_row k;
-        u8 *text = arena_get(&f->memory, (size_t)unknown->length);
-        if (!text) return NXT_MEMORY;
-        t->unknown = find_name(t, unknown->text, unknown->length, text, &k);
+        TRY(name_row(t, &t->scratch, unknown->text, unknown->length, false, &k));
+        t->unknown = find_token(t, k.text, k.length, k.flags);
     }
-    return load_merges(f, json_get(model, "merges"));
+    return load_merges(t, json_get(model, "merges"));
 }
 
 /* The step `known` of a station, alone or alone in a Sequence; *out NULL: there is none. */
-static nxt_status load_step(token_files *f, const char *station, const json *v,
+static nxt_status load_step(nxt_tokenizer *t, const char *station, const json *v,
                             const char *members, const char *known, const json **out) {
     *out = NULL;
     if (!v || v->kind == JSON_NULL) return NXT_OK;
@@ -6388,31 +6396,27 @@ static nxt_status load_step(token_files *f, const char *station, const json *v,
     const json *list = sequence ? json_get(v, members) : NULL;
     for (v = sequence ? (list ? list->first : NULL) : v; v; v = sequence ? v->next : NULL) {
         const char *type = json_text(v, "type", "without type");
-        if (*out || strcmp(type, known)) return fail_unsupported(f, station, type, known);
+        if (*out || strcmp(type, known)) return fail_unsupported(t, station, type, known);
         *out = v;
     }
     return NXT_OK;
 }
 
-/* The id of an added token: its row of the vocabulary, or the next free one, for the library
- * numbers new tokens itself whatever the file says. */
-static nxt_status added_id(token_files *f, const json *content, i64 vocabulary, i32 *next,
+/* The id of an added token: its row of the vocabulary, or of an added token before it, or the
+ * next free one, for the library numbers new tokens itself whatever the file says. */
+static nxt_status added_id(nxt_tokenizer *t, const json *content, i64 vocabulary, i32 *next,
                            i32 *out) {
-    nxt_tokenizer *t = f->t;
     token_row k;
-    u8 *text = arena_get(&t->memory, (size_t)content->length);
-    if (!text) return NXT_MEMORY;
-    *out = find_name(t, content->text, content->length, text, &k);
-    if (*out < 0) { /* not of the vocabulary: its text as it stands, whatever letters it has */
-        memcpy(text, content->text, (size_t)content->length);
-        k = (token_row){text, (u32)content->length, VERBATIM};
-        *out = find_token(t, text, k.length, VERBATIM);
+    *out = -1;
+    for (int verbatim = 0; verbatim < 2 && *out < 0; verbatim++) {
+        TRY(name_row(t, &t->memory, content->text, content->length, verbatim, &k));
+        *out = find_token(t, k.text, k.length, k.flags);
     }
     if (*out < 0) {
         *out = (i32)max64(*next, vocabulary);
         if (t->token[*out].text)
             return fail(t->cx, NXT_FORMAT, "%s: the id of the added token %.60s is taken",
-                        f->path, content->text);
+                        t->path, content->text);
         set_token(t, *out, &k);
         t->size = (i32)max64(t->size, *out + 1);
     }
@@ -6421,23 +6425,22 @@ static nxt_status added_id(token_files *f, const json *content, i64 vocabulary, 
 }
 
 /* Of a text that is listed twice the last entry counts. */
-static nxt_status load_added(token_files *f, const json *list, i64 vocabulary) {
+static nxt_status load_added(nxt_tokenizer *t, const json *list, i64 vocabulary) {
     static const struct { const char *name; u32 flag; } flags[] = {
         {"special", SPECIAL}, {"lstrip", LSTRIP}, {"rstrip", RSTRIP},
         {"single_word", SINGLE_WORD}};
-    nxt_tokenizer *t = f->t;
     i32 next = 0, id;
-    const json **entry = arena_get(&f->memory, (size_t)t->rows * sizeof *entry);
+    const json **entry = arena_get(&t->scratch, (size_t)t->rows * sizeof *entry);
     if (!entry) return NXT_MEMORY;
     for (const json *m = list ? list->first : NULL; m; m = m->next) {
         const json *content = json_get(m, "content");
         if (!content || content->kind != JSON_STRING)
-            return fail(t->cx, NXT_FORMAT, "%s: an added token without content", f->path);
+            return fail(t->cx, NXT_FORMAT, "%s: an added token without content", t->path);
         if (!content->length) continue;
-        TRY(added_id(f, content, vocabulary, &next, &id));
+        TRY(added_id(t, content, vocabulary, &next, &id));
         if ((i32)json_number(m, "id", id) != id)
             say(t->cx, NXT_LOG_WARNING, "%s: the added token %.60s gets id %d, as it does in "
-                "Hugging Face's library", f->path, content->text, id);
+                "Hugging Face's library", t->path, content->text, id);
         t->token[id].flags &= VERBATIM;
         for (int i = 0; i < COUNT(flags); i++)
             if (json_bool(m, flags[i].name, false)) t->token[id].flags |= flags[i].flag;
@@ -6455,29 +6458,30 @@ static nxt_status load_added(token_files *f, const json *list, i64 vocabulary) {
     return NXT_OK;
 }
 
-static nxt_status load_tokenizer(token_files *f, const json *root) {
-    nxt_tokenizer *t = f->t;
+/* Station by station, in an order that lets each use what it needs: added tokens are looked for
+ * in normalised text, so they come last. */
+static nxt_status load_tokenizer(nxt_tokenizer *t, const json *root) {
     const json *model = json_get(root, "model"), *words = json_get(model, "vocab");
     const json *added = json_get(root, "added_tokens"), *step;
-    TRY(load_step(f, "the normalizer", json_get(root, "normalizer"), "normalizers", "NFC",
+    TRY(load_step(t, "the normalizer", json_get(root, "normalizer"), "normalizers", "NFC",
                   &step));
     t->form_c = step != NULL;
-    TRY(load_step(f, "the pre-tokenizer", json_get(root, "pre_tokenizer"), "pretokenizers",
+    TRY(load_step(t, "the pre-tokenizer", json_get(root, "pre_tokenizer"), "pretokenizers",
                   "ByteLevel", &step));
-    if (!step) return fail_unsupported(f, "the pre-tokenizer", "null", "ByteLevel");
+    if (!step) return fail_unsupported(t, "the pre-tokenizer", "null", "ByteLevel");
     t->prefix_space = json_bool(step, "add_prefix_space", true);
     t->split = json_bool(step, "use_regex", true) ? split_gpt2 : split_nothing;
-    TRY(load_model(f, model, added ? added->count : 0));
-    return load_added(f, added, words->count);
+    TRY(load_model(t, model, added ? added->count : 0));
+    return load_added(t, added, words->count);
 }
 
 /* GPT-2's own two files are rewritten as a tokenizer.json that also says what they leave to
  * the program: the pre-tokenizer, and the token that ends a text. */
-static nxt_status load_gpt2_files(token_files *f, const char *vocab, const char *merges) {
-    buffer all = {.cx = f->t->cx}, lines = all;
+static nxt_status load_gpt2_files(nxt_tokenizer *t, const char *vocab, const char *merges) {
+    buffer all = {.cx = t->cx}, lines = all;
     json *root;
     buffer_text(&all, "{\"model\": {\"vocab\": ");
-    f->path = vocab;
+    t->path = vocab;
     nxt_status status = file_read(all.cx, vocab, MOST_BYTES, &all);
     if (status == NXT_OK) status = file_read(all.cx, merges, MOST_BYTES, &lines);
     buffer_text(&all, ", \"merges\": [\"#version\"");
@@ -6491,80 +6495,69 @@ static nxt_status load_gpt2_files(token_files *f, const char *vocab, const char 
                 "\"add_prefix_space\": false}, \"added_tokens\": "
                 "[{\"content\": \"<|endoftext|>\", \"special\": true}]}");
     if (status == NXT_OK) status = all.status;
-    if (status == NXT_OK) status = json_parse(&f->memory, vocab, all.p, all.n, &root);
-    if (status == NXT_OK) status = load_tokenizer(f, root);
-    if (status == NXT_OK) f->t->eos = f->t->bos = nxt_token_id(f->t, "<|endoftext|>");
+    if (status == NXT_OK) status = json_parse(&t->scratch, vocab, all.p, all.n, &root);
+    if (status == NXT_OK) status = load_tokenizer(t, root);
+    if (status == NXT_OK) t->eos = t->bos = nxt_token_id(t, "<|endoftext|>");
     buffer_free(&all);
     buffer_free(&lines);
     return status;
 }
 
 /* "eos_token": "x" or {"content": "x"}, in a file that need not be there. */
-static nxt_status load_specials(token_files *f, const char *path) {
-    static const char *const keys[] = {"eos_token", "bos_token"};
-    i32 *const ids[] = {&f->t->eos, &f->t->bos};
+static nxt_status load_specials(nxt_tokenizer *t, const char *path) {
     json *root;
     if (!path) return NXT_MEMORY;
     if (!path_exists(path)) return NXT_OK;
-    TRY(read_json(f, path, &root));
-    for (int i = 0; i < 2; i++) {
-        const json *v = json_get(root, keys[i]);
-        const char *name = json_text(root, keys[i], json_text(v, "content", NULL));
-        if (name) *ids[i] = nxt_token_id(f->t, name);
+    TRY(json_read(&t->scratch, path, MOST_BYTES, &root));
+    for (int bos = 0; bos < 2; bos++) {
+        const char *key = bos ? "bos_token" : "eos_token";
+        const char *name = json_text(root, key, json_text(json_get(root, key), "content", NULL));
+        if (name) *(bos ? &t->bos : &t->eos) = nxt_token_id(t, name);
     }
     return NXT_OK;
 }
 
-static nxt_status load_files(token_files *f, const char *path) {
-    arena *a = &f->memory;
+/* A directory, or a file with what lies beside it. The two small files come after the large
+ * one, whose ids they name; tokenizer_config.json has the last word on eos and bos. */
+static nxt_status load_files(nxt_tokenizer *t, const char *path) {
+    arena *a = &t->scratch;
     const bool file = ends_with(path, ".json");
     const char *directory = file ? path_parent(a, path) : path;
     if (!directory) return NXT_MEMORY;
-    const char *whole = file ? path : path_join(a, directory, "tokenizer.json");
     const char *vocab = path_join(a, directory, "vocab.json");
     const char *merges = path_join(a, directory, "merges.txt");
-    if (!whole || !vocab || !merges) return NXT_MEMORY;
-    if (file || path_exists(whole)) {
+    t->path = file ? path : path_join(a, directory, "tokenizer.json");
+    if (!t->path || !vocab || !merges) return NXT_MEMORY;
+    if (file || path_exists(t->path)) {
         json *root;
-        TRY(read_json(f, whole, &root));
-        TRY(load_tokenizer(f, root));
+        TRY(json_read(a, t->path, MOST_BYTES, &root));
+        TRY(load_tokenizer(t, root));
     } else if (path_exists(vocab) && path_exists(merges))
-        TRY(load_gpt2_files(f, vocab, merges));
+        TRY(load_gpt2_files(t, vocab, merges));
     else
-        return fail(f->t->cx, NXT_IO, "%s: no tokenizer.json here, nor vocab.json with "
+        return fail(t->cx, NXT_IO, "%s: no tokenizer.json here, nor vocab.json with "
                     "merges.txt", path);
-    TRY(load_specials(f, path_join(a, directory, "special_tokens_map.json")));
-    return load_specials(f, path_join(a, directory, "tokenizer_config.json"));
+    TRY(load_specials(t, path_join(a, directory, "special_tokens_map.json")));
+    return load_specials(t, path_join(a, directory, "tokenizer_config.json"));
 }
 
 /* A tokenizer that knows Unicode and no tokens yet. */
 static nxt_status tokenizer_create(nxt_context *cx, nxt_tokenizer **out) {
     nxt_tokenizer *t;
-    TRY(mem_zero(cx, &t, 1, sizeof *t));
-    *out = t;
-    t->cx = t->memory.cx = t->text.cx = t->prefixed.cx = cx;
+    TRY(mem_zero(cx, out, 1, sizeof *t));
+    t = *out;
+    t->cx = t->memory.cx = t->scratch.cx = t->text.cx = t->prefixed.cx = cx;
     t->unknown = t->eos = t->bos = -1;
     alphabet_create(t);
     TRY(mem_zero(cx, &t->cache, (i64)1 << CACHE_BITS, sizeof *t->cache));
     return unicode_create(t);
 }
 
-nxt_status nxt_tokenizer_load(nxt_tokenizer **tok, nxt_context *ctx, const char *path) {
-    token_files f = {.memory = {.cx = ctx}};
-    *tok = NULL;
-    if (!path) return fail(ctx, NXT_ARGUMENT, "nxt_tokenizer_load: no path");
-    nxt_status status = tokenizer_create(ctx, &f.t);
-    if (status == NXT_OK) status = load_files(&f, path);
-    arena_free(&f.memory);
-    if (status == NXT_OK) *tok = f.t;
-    else nxt_tokenizer_destroy(f.t);
-    return status;
-}
-
 void nxt_tokenizer_destroy(nxt_tokenizer *tok) {
     if (!tok) return;
     nxt_context *cx = tok->cx;
     arena_free(&tok->memory);
+    arena_free(&tok->scratch);
     buffer_free(&tok->text);
     buffer_free(&tok->prefixed);
     mem_drop(cx, tok->change);
@@ -6572,6 +6565,18 @@ void nxt_tokenizer_destroy(nxt_tokenizer *tok) {
     mem_drop(cx, tok->cache);
     mem_drop(cx, tok);
 }
+
+nxt_status nxt_tokenizer_load(nxt_tokenizer **tok, nxt_context *ctx, const char *path) {
+    *tok = NULL;
+    if (!path) return fail(ctx, NXT_ARGUMENT, "nxt_tokenizer_load: no path");
+    nxt_status status = tokenizer_create(ctx, tok);
+    if (status == NXT_OK) status = load_files(*tok, path);
+    if (status == NXT_OK) return arena_free(&(*tok)->scratch), NXT_OK;
+    nxt_tokenizer_destroy(*tok);
+    *tok = NULL;
+    return status;
+}
+
 
 /* -- public functions ---------------------------------------------------------------------- */
 

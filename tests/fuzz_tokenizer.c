@@ -21,7 +21,7 @@ static void must(bool ok) {
 static nxt_tokenizer *empty(nxt_context *cx, const nxt_tokenizer *base) {
     nxt_tokenizer *t;
     must(mem_zero(cx, &t, 1, sizeof *t) == NXT_OK);
-    t->cx = t->memory.cx = t->text.cx = t->prefixed.cx = cx;
+    t->cx = t->memory.cx = t->scratch.cx = t->text.cx = t->prefixed.cx = cx;
     t->unknown = t->eos = t->bos = -1;
     t->property = base->property;
     t->unicode = base->unicode;
@@ -31,18 +31,19 @@ static nxt_tokenizer *empty(nxt_context *cx, const nxt_tokenizer *base) {
 }
 
 static nxt_tokenizer *load(nxt_context *cx, const nxt_tokenizer *base, const char *text, i64 n) {
-    token_files f = {.memory = {.cx = cx}, .path = "input"};
+    nxt_tokenizer *t;
     json *root;
     nxt_status status = NXT_OK;
-    if (base) f.t = empty(cx, base);
-    else status = tokenizer_create(cx, &f.t);
+    if (base) t = empty(cx, base);
+    else status = tokenizer_create(cx, &t);
     cx->message[0] = 0;
-    if (status == NXT_OK) status = json_parse(&f.memory, "input", text, n, &root);
-    if (status == NXT_OK) status = load_tokenizer(&f, root);
-    arena_free(&f.memory);
-    if (status == NXT_OK) return f.t;
+    t->path = "input";
+    if (status == NXT_OK) status = json_parse(&t->scratch, "input", text, n, &root);
+    if (status == NXT_OK) status = load_tokenizer(t, root);
+    arena_free(&t->scratch);
+    if (status == NXT_OK) return t;
     must(cx->message[0]);
-    nxt_tokenizer_destroy(f.t);
+    nxt_tokenizer_destroy(t);
     return NULL;
 }
 

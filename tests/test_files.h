@@ -1152,8 +1152,6 @@ static void test_torchbin_pickles(void) {
         if (cases[i].status == NXT_OK)
             CHECK(status == NXT_OK && !holds_tensors(find_state_dict(top)));
         else CHECK(fails_with(k.cx, status, cases[i].status, cases[i].phrase));
-        mem_drop(k.cx, k.stack);
-        mem_drop(k.cx, k.memo);
         arena_free(&k.arena);
         free(p);
     }
@@ -1219,8 +1217,6 @@ static void test_torchbin_extents(void) {
         if (cases[i].status == NXT_OK)
             CHECK(status == NXT_OK && tensors_inside(&w, e.p, e.bytes) && w.count == 1);
         else CHECK(fails_with(cx, status, cases[i].status, cases[i].phrase));
-        mem_drop(cx, k.stack);
-        mem_drop(cx, k.memo);
         arena_free(&k.arena);
         buffer_free(&b);
         weights_close(&w);
@@ -1286,7 +1282,6 @@ static void test_torchbin_integers(void) {
                             .start = p, .p = p, .end = p + cases[i].n};
         CHECK(pickle_run(&k, &top) == NXT_OK && top->kind == PICKLE_INTEGER);
         CHECK(top && top->number == cases[i].value);
-        mem_drop(k.cx, k.stack);
         arena_free(&k.arena);
     }
 }
