@@ -8685,7 +8685,8 @@ static nxt_status check_train_config(nxt_context *cx, const nxt_train_config *c)
     const struct { const char *name; bool bad; } rules[] = {
         {"learning rate must be a number from 0 on, below 1e30",
          !(c->learning_rate >= 0 && c->learning_rate < 1e30)},
-        {"weight decay must be a number from 0 on, below 1e30", !(c->weight_decay >= 0 && c->weight_decay < 1e30)},
+        {"weight decay must be a number from 0 on, below 1e30",
+         !(c->weight_decay >= 0 && c->weight_decay < 1e30)},
         {"the gradient's norm is clipped to a number", !isfinite(c->max_grad_norm)},
         {"Adam's betas must be in [0, 1)", !(c->adam_beta1 >= 0 && c->adam_beta1 < 1
                                              && c->adam_beta2 >= 0 && c->adam_beta2 < 1)},
@@ -9320,7 +9321,8 @@ static void squad_normalise(buffer *b, const char *text) {
         const char c = (char)(*p >= 'A' && *p <= 'Z' ? *p + 32 : *p);
         const bool space = !c || c == ' ' || (c >= 9 && c <= 13);
         if (!space) {
-            if ((u8)c >= 128 || !strchr("!\"#$%&'()*+,-./:;<=>?@[\\]^_`{|}~", c)) buffer_add(b, &c, 1);
+            if ((u8)c >= 128 || !strchr("!\"#$%&'()*+,-./:;<=>?@[\\]^_`{|}~", c))
+                buffer_add(b, &c, 1);
             continue;
         }
         bool article = false;
@@ -10073,7 +10075,8 @@ static const option option_table[] = {
     {"dry-run", FLAG(dry_run), TRAIN, "report data and memory, train nothing"},
     {"config", TEXT("FILE", config), INIT | BENCH, "config.json of the architecture"},
     /* from rows to sequences: §18. eval and generate take them from the model's run.json */
-    {"block-size", INT(d.block_size), DATA | BENCH, "join texts and cut them into blocks of N tokens"},
+    {"block-size", INT(d.block_size), DATA | BENCH,
+     "join texts and cut them into blocks of N tokens"},
     {"max-length", INT(max_length), DATA,
      "longest example (generate: prompt and answer) in tokens"},
     {"truncation", TEXT("HOW", truncation), DATA, "right, left, prompt or error"},
@@ -10922,7 +10925,7 @@ static void show_events(const nxt_run_info *i, const progress *p) {
     if (i->saved) fprintf(stderr, "%ssaved %s\n", p->clear, i->checkpoint);
 }
 
-/* -- The profile, for train --profile and bench ------------------------------------------------------------ */
+/* -- The profile, for train --profile and bench --------------------------------------- */
 static int by_seconds(const void *a, const void *b) {
     const nxt_profile_row *x = a, *y = b;
     return (x->seconds < y->seconds) - (x->seconds > y->seconds);
@@ -11224,8 +11227,8 @@ static int complete(app *a, completion *c, int count, bool stream) {
 
 /* A completion that begins with the prompt's ids; it ends when the context is full. A prompt
  * that leaves no room at all is shortened at its beginning, since what stands last in it, the
- * question, matters most, until an answer fits. Sequence `which` starts anew. An empty prompt becomes an end-of-text token,
- * behind which, in training, a text began. */
+ * question, matters most, until an answer fits. Sequence `which` starts anew. An empty prompt
+ * becomes an end-of-text token, behind which, in training, a text began. */
 static int begin_completion(app *a, completion *c, int which, const int32_t *ids, int64_t n) {
     const int64_t capacity = a->capacity;
     if (a->o.max_input_tokens > 0 && n > a->o.max_input_tokens)

@@ -13,7 +13,7 @@ LINE_MAX=${LINE_MAX:-100}
 FUNCTION_MAX=120
 FUNCTION_P90=50
 IF_MAX=30
-COMMENT_MIN=17      # per cent of non-blank lines; the aim is 20 to 30
+COMMENT_MIN=20      # per cent of non-blank lines
 COMMENT_MAX=35
 BUILD='cc -O3 -pthread -o neoxtune neoxtune.c -lm'
 
