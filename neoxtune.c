@@ -3404,7 +3404,7 @@ static u32 json_unit(json_reader *r) {
  * A half alone is no character and has no UTF-8; Python reads it, we refuse it. */
 static nxt_status json_escape(json_reader *r) {
     static const char from[] = "\"\\/bfnrt", to[] = "\"\\/\b\f\n\r\t";
-    const char *at = r->p, *letter = at + 1;
+    const char *const at = r->p, *const letter = at + 1;
     if (letter == r->end) return json_fail(r, r->end, "");
     const char *hit = memchr(from, *letter, sizeof from - 1);
     if (hit) {
@@ -4034,16 +4034,14 @@ static nxt_status save_replace(save *s) {
     const char *parent = path_parent(&s->arena, s->final);
     const char *old = arena_print(&s->arena, "%s.old", s->temporary);
     if (!parent || !old) return NXT_MEMORY;
-    if (swap_names(s->temporary, s->final)) {
-        old = s->temporary;
-    } else {
-        if (rename(s->final, old) != 0 && errno != ENOENT)
-            return fail_errno(s->cx, s->final, "replace");
-        if (rename(s->temporary, s->final) != 0) {
-            nxt_status status = fail_errno(s->cx, s->final, "replace");
-            rename(old, s->final); /* back; nothing more can be done if that fails too */
-            return status;
-        }
+    const bool swapped = swap_names(s->temporary, s->final);
+    if (swapped) old = s->temporary;
+    else if (rename(s->final, old) != 0 && errno != ENOENT)
+        return fail_errno(s->cx, s->final, "replace");
+    if (!swapped && rename(s->temporary, s->final) != 0) {
+        nxt_status status = fail_errno(s->cx, s->final, "replace");
+        rename(old, s->final); /* back; nothing more can be done if that fails too */
+        return status;
     }
     s->temporary = NULL;
     TRY(sync_directory(s->cx, parent));
@@ -5494,7 +5492,7 @@ enum { /* the property of a code point: class, flags, and its combining class <<
 
 /* A map from two numbers to one: a hash table, half empty at least, searched from the hash
  * onwards. Free slots have the value NONE. Most questions are about pairs that are not there:
- * a filter, small enough to stay near the processor, answers nine in ten of them. */
+ * a filter, small enough to stay near the processor, answers most of them. */
 typedef struct pair_slot { u32 a, b, value; } pair_slot;
 typedef struct pair_map {
     pair_slot *slot;
