@@ -1296,8 +1296,6 @@ ALWAYS_INLINE void transpose4(float *out, i64 out_step, const char *p, i64 lane_
     *(v4 *)(out + 3 * out_step) = SHUFFLE(high01, high23, 2, 3, 6, 7);
 }
 
-enum { AHEAD = 12 };
-
 /* A panel whose lanes are rows in memory: a transposition. Sixteen words of one group of
  * four lanes at a time: a cache line or two of each of four rows, however the rows lie. */
 ALWAYS_INLINE void pack_rows(float *out, const operand *x, i64 lane, i64 lanes, i64 k, i64 nk,
@@ -1309,8 +1307,6 @@ ALWAYS_INLINE void pack_rows(float *out, const operand *x, i64 lane, i64 lanes, 
         for (i64 l = 0; l < nr; l += 4) {
             const i64 end = min64(words, from + 16), whole = min64(end, nk / unit);
             i64 j = from;
-            for (i64 i = l + AHEAD; i < l + AHEAD + 4; i++)
-                __builtin_prefetch(base + i * bytes + from * unit * size);
             for (; lanes - l >= 4 && j + 4 <= whole; j += 4)
                 transpose4(out + j * nr + l, nr, base + l * bytes + j * unit * size, bytes,
                            type, pairs);
@@ -1325,6 +1321,10 @@ ALWAYS_INLINE void pack_rows(float *out, const operand *x, i64 lane, i64 lanes, 
 ALWAYS_INLINE void copy_lanes(float *to, const char *row0, const char *row1, i64 lanes, i64 nr,
                               dtype type, bool pairs) {
     const i64 size = dtype_size(type), whole = lanes / 4 * 4;
+    if (type == F32 && !pairs && lanes >= nr) {
+        memcpy(to, row0, (size_t)nr * sizeof *to); /* a few moves: nr is a constant */
+        return;
+    }
     for (i64 i = 0; i < (lanes >= nr ? nr : whole); i += 4) {
         v4 a, b = {0};
         load_v4(&a, row0 + i * size, type);
@@ -1349,7 +1349,6 @@ ALWAYS_INLINE void pack_columns(float *out, const operand *x, i64 lane, i64 lane
     for (i64 j = 0; j < words; j++) {
         const char *const row0 = x->p + lane * size + (k + j * unit) * bytes;
         const char *const row1 = pairs && j * unit + 1 < nk ? row0 + bytes : NULL;
-        for (i64 l = 0; l < lanes * size; l += 64) __builtin_prefetch(row0 + 6 * unit * bytes + l);
         for (i64 l = 0; l < lanes; l += nr)
             copy_lanes(out + l * words + j * nr, row0 + l * size, row1 ? row1 + l * size : NULL,
                        lanes - l, nr, type, pairs);
@@ -1390,10 +1389,11 @@ ALWAYS_INLINE void pack_body(float *out, const operand *x, i64 lane, i64 lanes, 
         V acc[ROWS][NV];                                                                    \
         UNROLL for (int i = 0; i < ROWS; i++)                                               \
             UNROLL for (int j = 0; j < NV; j++) acc[i][j] = (V){0};                         \
-        for (i64 k = 0; k < K; k++, a += MR, b += NV * sizeof(V) / sizeof *b)               \
+        for (i64 k = 0; k < K; k++, a += MR, b += NV * sizeof(V) / sizeof *b) {             \
             UNROLL for (int i = 0; i < ROWS; i++)                                           \
                 UNROLL for (int j = 0; j < NV; j++)                                         \
                     STEP(acc[i][j], a[i], ((const V *)b)[j]);                               \
+        }                                                                                   \
         UNROLL for (int i = 0; i < ROWS; i++)                                               \
             UNROLL for (int j = 0; j < NV; j++) {                                           \
                 V *to = (V *)(out + i * step) + j;                                          \
@@ -1556,27 +1556,37 @@ typedef struct product {
     i64 tm, tn;                 /* C is cut into tasks of tm x tn */
 } product;
 
+/* A block is packed slice by slice, KC words of k each, so that a tile walks through memory
+ * from one panel into the next. */
 static void pack_task(void *arg, i64 i) {
     const product *p = arg;
     const bool is_a = i < p->a_tasks;
-    const i64 unit = PACK_PANELS * (is_a ? p->f->mr : p->f->nr);
-    const i64 lane = (is_a ? i : i - p->a_tasks) * unit;
-    (is_a ? p->t->pack_a : p->t->pack_b)(
-        (is_a ? p->packed_a : p->packed_b) + lane * p->words, is_a ? &p->a : &p->b,
-        lane + (is_a ? p->m0 : p->n0), min64(unit, (is_a ? p->bm : p->bn) - lane), p->k0, p->bk);
+    const i64 width = is_a ? p->f->mr : p->f->nr, unit = PACK_PANELS * width;
+    const i64 lane = (is_a ? i : i - p->a_tasks) * unit, all = is_a ? p->bm : p->bn;
+    const i64 padded = ceil_div(all, width) * width, per_word = p->t->k_per_word;
+    float *const out = is_a ? p->packed_a : p->packed_b;
+    for (i64 word = 0; word < p->words; word += KC) {
+        const i64 words = min64(KC, p->words - word), k = word * per_word;
+        (is_a ? p->t->pack_a : p->t->pack_b)(
+            out + word * padded + lane * words, is_a ? &p->a : &p->b,
+            lane + (is_a ? p->m0 : p->n0), min64(unit, all - lane), p->k0 + k,
+            min64(words * per_word, p->bk - k));
+    }
 }
 
-/* A tile at (m, n) of the block, `words` words of k from `word`. A whole tile is added to C in
- * registers; where it is cut, scaled or meets the bias it goes through memory. The panels end
- * in zeros, so a tile may compute rows that nobody asked for. */
-static void compute_tile(const product *p, i64 m, i64 n, i64 word, i64 words) {
-    const i64 mr = p->f->mr, nr = p->f->nr, rows = min64(mr, p->bm - m);
-    const i64 cols = min64(nr, p->bn - n);
+/* A tile of the block at (m, n), from packed panels, `words` words of k from `word`. A whole
+ * tile is added to C in registers; where it is cut, scaled or meets the bias it goes through
+ * memory. The panels end in zeros, so a tile may compute rows that nobody asked for. */
+static void compute_tile(const product *p, i64 m, i64 n, i64 word, i64 words, const float *a,
+                         const float *b) {
+    const i64 nr = p->f->nr, rows = min64(p->f->mr, p->bm - m), cols = min64(nr, p->bn - n);
     const bool first = p->k0 + word == 0;
-    const float *const a = p->packed_a + m * p->words + word * mr;
-    const float *const b = p->packed_b + n * p->words + word * nr;
     float *const c = row_of(p->c, p->m0 + m) + p->n0 + n;
     tile_fn *const tile = p->t->tile[(rows - 1) / 4];
+    for (i64 i = 0; i < rows; i++) { /* C is needed when the tile is done */
+        __builtin_prefetch(c + i * p->c.stride, 1);
+        __builtin_prefetch(c + i * p->c.stride + nr - 1, 1);
+    }
     if (rows % 4 == 0 && cols == nr && p->alpha == 1 && !(first && p->plain_start)) {
         tile(c, p->c.stride, !first || p->beta == 1, a, b, words);
         return;
@@ -1587,15 +1597,23 @@ static void compute_tile(const product *p, i64 m, i64 n, i64 word, i64 words) {
     p->f->merge(c, p->c.stride, out, rows, cols, p->alpha, first ? p->beta : 1, bias);
 }
 
+/* While the tiles of one panel of B are computed, each asks for its share of the next. */
 static void tile_task(void *arg, i64 i) {
     const product *p = arg;
-    const i64 down = ceil_div(p->bm, p->tm), m0 = i % down * p->tm, n0 = i / down * p->tn;
+    const i64 mr = p->f->mr, nr = p->f->nr, down = ceil_div(p->bm, p->tm);
+    const i64 m0 = i % down * p->tm, n0 = i / down * p->tn;
     const i64 m1 = min64(p->bm, m0 + p->tm), n1 = min64(p->bn, n0 + p->tn);
+    const i64 bm = ceil_div(p->bm, mr) * mr, bn = ceil_div(p->bn, nr) * nr;
     i64 word = 0;
     do { /* once for K = 0 too: C = beta C + bias */
-        const i64 words = min64(KC, p->words - word);
-        for (i64 n = n0; n < n1; n += p->f->nr)
-            for (i64 m = m0; m < m1; m += p->f->mr) compute_tile(p, m, n, word, words);
+        const i64 words = min64(KC, p->words - word), share = words * nr / TASK_TILES;
+        for (i64 n = n0; n < n1; n += nr) {
+            const float *const b = p->packed_b + word * bn + n * words;
+            for (i64 m = m0; m < m1; m += mr) {
+                const float *const ahead = b + words * nr + (m - m0) / mr * share;
+                compute_tile(p, m, n, word, words, p->packed_a + word * bm + m * words, b);
+            }
+        }
         word += KC;
     } while (word < p->words);
 }
