@@ -1597,7 +1597,6 @@ static void compute_tile(const product *p, i64 m, i64 n, i64 word, i64 words, co
     p->f->merge(c, p->c.stride, out, rows, cols, p->alpha, first ? p->beta : 1, bias);
 }
 
-/* While the tiles of one panel of B are computed, each asks for its share of the next. */
 static void tile_task(void *arg, i64 i) {
     const product *p = arg;
     const i64 mr = p->f->mr, nr = p->f->nr, down = ceil_div(p->bm, p->tm);
@@ -1606,13 +1605,11 @@ static void tile_task(void *arg, i64 i) {
     const i64 bm = ceil_div(p->bm, mr) * mr, bn = ceil_div(p->bn, nr) * nr;
     i64 word = 0;
     do { /* once for K = 0 too: C = beta C + bias */
-        const i64 words = min64(KC, p->words - word), share = words * nr / TASK_TILES;
+        const i64 words = min64(KC, p->words - word);
         for (i64 n = n0; n < n1; n += nr) {
             const float *const b = p->packed_b + word * bn + n * words;
-            for (i64 m = m0; m < m1; m += mr) {
-                const float *const ahead = b + words * nr + (m - m0) / mr * share;
+            for (i64 m = m0; m < m1; m += mr)
                 compute_tile(p, m, n, word, words, p->packed_a + word * bm + m * words, b);
-            }
         }
         word += KC;
     } while (word < p->words);
