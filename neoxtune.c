@@ -1528,11 +1528,14 @@ enum { MAX_MR = 12, MAX_NR = 32 };
  *       for each block of M x K that fits:         pack A
  *         tasks of C, TASK_TILES x TASK_TILES tiles each:
  *           for KC steps of k, for each panel of B, for each tile of rows: the tile
+ *
+ * Packing waits for memory, tiles for the multipliers. So the next block is packed, into the
+ * other of two places, by tasks strewn among the tiles of the block being computed.
  */
 enum {
     KC = 256,           /* words of k per visit of a tile: a panel of B is 32 KB */
     KMAX = 1024,        /* most words of k in a block: four visits */
-    PACKED = 1 << 19,   /* words of packed B, and of packed A: 2 MB each */
+    PACKED = 1 << 19,   /* words of packed B, and of packed A: 2 MB each, twice */
     PACK_PANELS = 8,    /* panels of one packing task */
     TASK_TILES = 8,
     SMALL_M = 16,       /* up to here B' is streamed, not packed */
@@ -1541,6 +1544,13 @@ enum {
 
 static size_t matmul_workspace(void) { return WORKSPACE * sizeof(float); }
 
+typedef struct block {
+    i64 m0, n0, k0, m, n, k; /* where it begins, and its sizes */
+    i64 words;               /* of k */
+    float *a, *b;            /* its packed operands */
+    i64 pack_a, pack_b;      /* tasks that pack them; 0: they are there */
+} block;
+
 typedef struct product {
     const kernels *f;
     const tiling *t;
@@ -1548,29 +1558,29 @@ typedef struct product {
     mat c, bias;
     i64 M, N, K;
     float alpha, beta;
-    bool plain_start;           /* C begins as beta C + bias, with neither 0 or 1 nor absent */
-    float *packed_a, *packed_b;
-    i64 m0, n0, k0, bm, bn, bk; /* the block being computed */
-    i64 words;                  /* of bk */
-    i64 a_tasks;                /* packing tasks below this number pack A */
-    i64 tm, tn;                 /* C is cut into tasks of tm x tn */
+    bool plain_start;       /* C begins as beta C + bias, with neither 0 or 1 nor absent */
+    i64 bm, bn, bk;         /* sizes of the largest block */
+    i64 tm, tn;             /* C is cut into tasks of tm x tn */
+    float *space_a, *space_b;
+    block now, next;        /* the block being computed, and the one being packed */
+    i64 tiles, packs;       /* tasks of either kind */
 } product;
 
-/* A block is packed slice by slice, KC words of k each, so that a tile walks through memory
- * from one panel into the next. */
-static void pack_task(void *arg, i64 i) {
-    const product *p = arg;
-    const bool is_a = i < p->a_tasks;
+enum { PLACE = PACKED + KMAX * MAX_NR }; /* of one packed operand: its last panel is padded */
+
+/* Task i of packing block x: PACK_PANELS panels of A or B. A block is packed slice by slice,
+ * KC words of k each, so that a tile walks through memory from one panel into the next. */
+static void pack_task(const product *p, const block *x, i64 i) {
+    const bool is_a = i < x->pack_a;
     const i64 width = is_a ? p->f->mr : p->f->nr, unit = PACK_PANELS * width;
-    const i64 lane = (is_a ? i : i - p->a_tasks) * unit, all = is_a ? p->bm : p->bn;
+    const i64 lane = (is_a ? i : i - x->pack_a) * unit, all = is_a ? x->m : x->n;
     const i64 padded = ceil_div(all, width) * width, per_word = p->t->k_per_word;
-    float *const out = is_a ? p->packed_a : p->packed_b;
-    for (i64 word = 0; word < p->words; word += KC) {
-        const i64 words = min64(KC, p->words - word), k = word * per_word;
+    for (i64 word = 0; word < x->words; word += KC) {
+        const i64 words = min64(KC, x->words - word), k = word * per_word;
         (is_a ? p->t->pack_a : p->t->pack_b)(
-            out + word * padded + lane * words, is_a ? &p->a : &p->b,
-            lane + (is_a ? p->m0 : p->n0), min64(unit, all - lane), p->k0 + k,
-            min64(words * per_word, p->bk - k));
+            (is_a ? x->a : x->b) + word * padded + lane * words, is_a ? &p->a : &p->b,
+            lane + (is_a ? x->m0 : x->n0), min64(unit, all - lane), x->k0 + k,
+            min64(words * per_word, x->k - k));
     }
 }
 
@@ -1579,9 +1589,10 @@ static void pack_task(void *arg, i64 i) {
  * memory. The panels end in zeros, so a tile may compute rows that nobody asked for. */
 static void compute_tile(const product *p, i64 m, i64 n, i64 word, i64 words, const float *a,
                          const float *b) {
-    const i64 nr = p->f->nr, rows = min64(p->f->mr, p->bm - m), cols = min64(nr, p->bn - n);
-    const bool first = p->k0 + word == 0;
-    float *const c = row_of(p->c, p->m0 + m) + p->n0 + n;
+    const block *x = &p->now;
+    const i64 nr = p->f->nr, rows = min64(p->f->mr, x->m - m), cols = min64(nr, x->n - n);
+    const bool first = x->k0 + word == 0;
+    float *const c = row_of(p->c, x->m0 + m) + x->n0 + n;
     tile_fn *const tile = p->t->tile[(rows - 1) / 4];
     for (i64 i = 0; i < rows; i++) { /* C is needed when the tile is done */
         __builtin_prefetch(c + i * p->c.stride, 1);
@@ -1592,27 +1603,34 @@ static void compute_tile(const product *p, i64 m, i64 n, i64 word, i64 words, co
         return;
     }
     float out[MAX_MR * MAX_NR] __attribute__((aligned(64))), bias[MAX_NR] = {0};
-    if (first && p->bias.p) load_floats(bias, p->bias.p, p->bias.type, p->n0 + n, cols);
+    if (first && p->bias.p) load_floats(bias, p->bias.p, p->bias.type, x->n0 + n, cols);
     tile(out, nr, false, a, b, words);
     p->f->merge(c, p->c.stride, out, rows, cols, p->alpha, first ? p->beta : 1, bias);
 }
 
-static void tile_task(void *arg, i64 i) {
-    const product *p = arg;
-    const i64 mr = p->f->mr, nr = p->f->nr, down = ceil_div(p->bm, p->tm);
+static void tile_task(const product *p, i64 i) {
+    const block *x = &p->now;
+    const i64 mr = p->f->mr, nr = p->f->nr, down = ceil_div(x->m, p->tm);
     const i64 m0 = i % down * p->tm, n0 = i / down * p->tn;
-    const i64 m1 = min64(p->bm, m0 + p->tm), n1 = min64(p->bn, n0 + p->tn);
-    const i64 bm = ceil_div(p->bm, mr) * mr, bn = ceil_div(p->bn, nr) * nr;
+    const i64 m1 = min64(x->m, m0 + p->tm), n1 = min64(x->n, n0 + p->tn);
+    const i64 padded_m = ceil_div(x->m, mr) * mr, padded_n = ceil_div(x->n, nr) * nr;
     i64 word = 0;
     do { /* once for K = 0 too: C = beta C + bias */
-        const i64 words = min64(KC, p->words - word);
-        for (i64 n = n0; n < n1; n += nr) {
-            const float *const b = p->packed_b + word * bn + n * words;
+        const i64 words = min64(KC, x->words - word);
+        for (i64 n = n0; n < n1; n += nr)
             for (i64 m = m0; m < m1; m += mr)
-                compute_tile(p, m, n, word, words, p->packed_a + word * bm + m * words, b);
-        }
+                compute_tile(p, m, n, word, words, x->a + word * padded_m + m * words,
+                             x->b + word * padded_n + n * words);
         word += KC;
-    } while (word < p->words);
+    } while (word < x->words);
+}
+
+/* Packing tasks are spread evenly among the tiles. */
+static void block_task(void *arg, i64 i) {
+    const product *p = arg;
+    const i64 all = p->tiles + p->packs, packs = i * p->packs / all;
+    if ((i + 1) * p->packs / all > packs) pack_task(p, &p->next, packs);
+    else tile_task(p, i - packs);
 }
 
 /* n cut into the fewest equal blocks of at most `most`, each a multiple of `unit`. */
@@ -1621,34 +1639,40 @@ static i64 block_size(i64 n, i64 most, i64 unit) {
     return ceil_div(ceil_div(n, blocks), unit) * unit;
 }
 
-static void compute_block(nxt_context *cx, product *p, bool pack_a, bool pack_b) {
-    p->a_tasks = pack_a ? ceil_div(p->bm, PACK_PANELS * p->f->mr) : 0;
-    const i64 tasks = p->a_tasks + (pack_b ? ceil_div(p->bn, PACK_PANELS * p->f->nr) : 0);
-    if (tasks) parallel_for(cx, tasks, pack_task, p);
-    p->tm = TASK_TILES * p->f->mr;
-    p->tn = TASK_TILES * p->f->nr;
-    parallel_for(cx, ceil_div(p->bm, p->tm) * ceil_div(p->bn, p->tn), tile_task, p);
+/* The block after `last` (NULL: the first) becomes p->next: m runs fastest, then k, then n. An
+ * operand that has not changed stays where it is; another goes to the place not in use. */
+static bool next_block(product *p, const block *last) {
+    block x = last ? *last : (block){0};
+    if (last && (x.m0 += p->bm) >= p->M) {
+        x.m0 = 0, x.k0 += max64(1, p->bk);
+        if (x.k0 >= p->K) x.k0 = 0, x.n0 += p->bn;
+        if (x.n0 >= p->N) return false;
+    }
+    x.m = min64(p->bm, p->M - x.m0), x.n = min64(p->bn, p->N - x.n0);
+    x.k = min64(p->bk, p->K - x.k0), x.words = ceil_div(x.k, p->t->k_per_word);
+    const bool whole_a = p->bm >= p->M && p->bk >= p->K;
+    x.pack_a = last && whole_a ? 0 : ceil_div(x.m, PACK_PANELS * p->f->mr);
+    x.pack_b = x.m0 ? 0 : ceil_div(x.n, PACK_PANELS * p->f->nr);
+    if (x.pack_a) x.a = last && last->a == p->space_a ? p->space_a + PLACE : p->space_a;
+    if (x.pack_b) x.b = last && last->b == p->space_b ? p->space_b + PLACE : p->space_b;
+    p->next = x;
+    return true;
 }
 
 static void matmul_packed(nxt_context *cx, product *p) {
-    const i64 unit = p->t->k_per_word, bk = block_size(p->K, KMAX * unit, unit);
-    const i64 most = PACKED / max64(1, bk / unit);
-    const i64 bm = block_size(p->M, most, p->f->mr), bn = block_size(p->N, most, p->f->nr);
-    p->packed_a = cx->workspace;
-    p->packed_b = cx->workspace + PACKED + KMAX * MAX_NR;
-    for (p->n0 = 0; p->n0 < p->N; p->n0 += bn) {
-        p->k0 = 0;
-        do {
-            for (p->m0 = 0; p->m0 < p->M; p->m0 += bm) {
-                p->bm = min64(bm, p->M - p->m0);
-                p->bn = min64(bn, p->N - p->n0);
-                p->bk = min64(bk, p->K - p->k0);
-                p->words = ceil_div(p->bk, unit);
-                const bool a_is_there = p->n0 && bm >= p->M && bk >= p->K;
-                compute_block(cx, p, !a_is_there, p->m0 == 0);
-            }
-            p->k0 += bk;
-        } while (p->k0 < p->K);
+    const i64 unit = p->t->k_per_word;
+    p->bk = block_size(p->K, KMAX * unit, unit);
+    const i64 most = PACKED / max64(1, p->bk / unit);
+    p->bm = block_size(p->M, most, p->f->mr), p->bn = block_size(p->N, most, p->f->nr);
+    p->tm = TASK_TILES * p->f->mr, p->tn = TASK_TILES * p->f->nr;
+    p->space_a = cx->workspace, p->space_b = cx->workspace + 2 * PLACE;
+    for (bool more = next_block(p, NULL);;) {
+        p->packs = more ? p->next.pack_a + p->next.pack_b : 0;
+        parallel_for(cx, p->tiles + p->packs, block_task, p);
+        if (!more) return;
+        p->now = p->next;
+        p->tiles = ceil_div(p->now.m, p->tm) * ceil_div(p->now.n, p->tn);
+        more = next_block(p, &p->now);
     }
 }
 
