@@ -1,6 +1,8 @@
 """Writes tests/golden/: small GPT-NeoX models with the values that transformers computes from them.
 
-    python tests/make_golden.py [OUTPUT_DIR]          (default: the folder golden/ beside this file; ten seconds)
+    python tests/make_golden.py [OUTPUT_DIR [CASE...]]     (default: the folder golden/ beside this file; ten seconds)
+
+With cases, only those are made, and their rows of MADE.md printed.
 
 Needs torch, transformers, accelerate, safetensors; golden/MADE.md, written by this script, names the versions that were
 used, says what each tensor means and how far the values are from a run in double precision. No test needs Python:
@@ -30,6 +32,10 @@ CASES = {   # name: (seed, B, T, config)
                                            intermediate_size=53, hidden_act="gelu_new", attention_bias=False,
                                            tie_word_embeddings=True, rotary_pct=0.5, rotary_emb_base=500,
                                            layer_norm_eps=1e-3, use_parallel_residual=True)),
+    "neox-linear":         (8, 2, 21, dict(PLAIN, vocab_size=41, hidden_size=16, num_attention_heads=2, intermediate_size=24,
+                                           use_parallel_residual=True,
+                                           rope_parameters=dict(rope_type="linear", factor=4.0, rope_theta=1000.0,
+                                                                partial_rotary_factor=0.5))),
 }
 # Folders whose config.json is rewritten with the keys of transformers 4 (rotary_pct, rotary_emb_base), as in Pythia's own files.
 OLD_KEYS = ("neox-sequential-025", "neox-sequential-100")
@@ -306,11 +312,13 @@ def main():
     root = sys.argv[1] if len(sys.argv) > 1 else os.path.join(os.path.dirname(os.path.abspath(__file__)), "golden")
     os.makedirs(root, exist_ok=True)
     table, decayed = ["| case | bytes | values | logits | loss | gradients | smallest gradient | step losses | norms | after (moved) | Trainer |", "| --- " * 11 + "|"], []
-    for name in CASES:
+    for name in sys.argv[2:] or CASES:
         r = make_case(root, name)
         table.append(f"| {name} | {r['size']} | {r['values']} | {r['logits']:.1e} | {r['loss']:.1e} | {r['gradients']:.1e} | {r['smallest gradient'][0]:.2g} `{r['smallest gradient'][1]}`"
                      f" | {r['losses']:.1e} | {r['norms']:.1e} | {r['after']:.1e} ({r['moved']:.1e}) | {', '.join(f'{x:.0e}' for x in r['trainer'])} |")
         decayed = decayed or r["decayed"]
+    if sys.argv[2:]:
+        return print("\n".join(table))
     perplexity(root)
     rules = "\n".join(f"- `{k}`: {v}" for k, v in init_rules().items())
     text = MADE.format(python=platform.python_version(), torch=torch.__version__, transformers=transformers.__version__, decay=DECAY, clip=CLIP,

@@ -996,6 +996,32 @@ lacks limited-file/model.safetensors
 no_rests
 end
 
+begin "streamed text is UTF-8 whatever is drawn"
+for seed in 1 2 3 4 5 6 7 8 9 10 11 12; do
+    run generate --model model --prompt Once --max-new-tokens 3 --temperature 500 --seed $seed
+    status_is 0
+    cat out >> streamed
+done
+awk '{ gsub(/["\\]/, ""); gsub(/[\001-\037\177]/, "?"); printf "{\"text\": \"x%s\"}\n", $0 }' streamed > streamed.jsonl
+run train --model model --data streamed.jsonl --dry-run
+status_is 0
+end
+
+begin "--top-k and --top-p draw, by seed"
+run generate --model model --prompt Once --json
+cp out greedy
+run generate --model model --prompt Once --json --top-k 40 --seed 3
+sed 's/"tokens_per_second.*//' out > one
+run generate --model model --prompt Once --json --top-k 40 --seed 3
+sed 's/"tokens_per_second.*//' out > two
+same one two
+sed 's/"tokens_per_second.*//' greedy > three
+cmp -s one three && wrong "--top-k alone is greedy"
+run generate --model model --prompt Once --json --top-p 0.95 --seed 3
+sed 's/"tokens_per_second.*//' out > one
+cmp -s one three && wrong "--top-p alone is greedy"
+end
+
 begin "a profile of a run, which changes nothing"
 run train --model model --data pairs.jsonl --output-dir unprofiled --max-steps 4 --save-strategy no
 status_is 0

@@ -162,3 +162,59 @@ static void test_golden_parallel_100(void) { golden_at_every_level("neox-paralle
 static void test_golden_sequential_025(void) { golden_at_every_level("neox-sequential-025"); }
 static void test_golden_sequential_100(void) { golden_at_every_level("neox-sequential-100"); }
 static void test_golden_variants(void) { golden_at_every_level("neox-variants"); }
+static void test_golden_linear(void) { golden_at_every_level("neox-linear"); }
+
+/* What transformers makes of configs in which something goes without saying: golden/configs.json,
+ * written by make_configs.py. Rows about files outside the repository are read where those are. */
+static void check_config_row(nxt_context *cx, const json *row, const json *config) {
+    const json *e = json_get(row, "expect");
+    const char *name = json_text(row, "name", "?");
+    const family *f;
+    shape s = {0};
+    nxt_act_kind act = NXT_RELU;
+    if (!OK(cx, config_shape(cx, name, config, &f, &s))) return;
+    const struct { const char *key; i64 value; } sizes[] = {
+        {"vocab_size", s.V}, {"hidden_size", s.C}, {"num_hidden_layers", s.L},
+        {"num_attention_heads", s.H}, {"intermediate_size", s.F},
+        {"max_position_embeddings", s.T}, {"bos_token_id", s.bos}, {"eos_token_id", s.eos},
+        {"pairs", s.pairs}};
+    const struct { const char *key; double value; } numbers[] = {
+        {"rope_theta", (double)s.rope_base}, {"rope_factor", (double)s.rope_factor},
+        {"layer_norm_eps", (double)s.eps}, {"initializer_range", (double)s.init_std},
+        {"last_frequency", pow((double)s.rope_base, -2.0 * (double)(s.pairs - 1) / (double)s.rotary)
+                               / (double)s.rope_factor}};
+    bool good = true;
+    for (i64 i = 0; i < COUNT(sizes); i++)
+        good &= (double)sizes[i].value == json_number(e, sizes[i].key, -99);
+    for (i64 i = 0; i < COUNT(numbers); i++) {
+        const double want = json_number(e, numbers[i].key, -99);
+        good &= fabs(numbers[i].value - want) <= 2e-6 * fabs(want);
+    }
+    OK(cx, config_activation(cx, name, json_text(e, "hidden_act", ""), &act));
+    good &= act == s.act && s.parallel == json_bool(e, "use_parallel_residual", false);
+    good &= s.tied == json_bool(e, "tie_word_embeddings", false);
+    good &= s.attention_bias == json_bool(e, "attention_bias", false);
+    CHECK(good);
+    if (!good) printf("  config \"%s\" is read otherwise than by transformers\n", name);
+}
+
+static void test_golden_configs(void) {
+    nxt_context *cx = test_context();
+    arena a = {.cx = cx};
+    json *all;
+    const char *data = getenv("NEOXTUNE_TEST_DATA");
+    int rows = 0;
+    if (OK(cx, json_read(&a, "tests/golden/configs.json", 1 << 20, &all)))
+        for (const json *r = json_get(all, "rows")->first; r; r = r->next) {
+            const char *file = json_text(r, "file", NULL);
+            json *read = NULL;
+            if (file && data)
+                OK(cx, json_read(&a, arena_print(&a, "%s/configs/%s/config.json", data, file),
+                                 1 << 20, &read));
+            const json *config = file ? read : json_get(r, "config");
+            if (config) check_config_row(cx, r, config), rows++;
+        }
+    CHECK(rows > 30);
+    arena_free(&a);
+    nxt_context_destroy(cx);
+}
