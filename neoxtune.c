@@ -1544,12 +1544,12 @@ enum {
 
 static size_t matmul_workspace(void) { return WORKSPACE * sizeof(float); }
 
-typedef struct block {
+typedef struct product_block {
     i64 m0, n0, k0, m, n, k; /* where it begins, and its sizes */
     i64 words;               /* of k */
     float *a, *b;            /* its packed operands */
     i64 pack_a, pack_b;      /* tasks that pack them; 0: they are there */
-} block;
+} product_block;
 
 typedef struct product {
     const kernels *f;
@@ -1562,7 +1562,7 @@ typedef struct product {
     i64 bm, bn, bk;         /* sizes of the largest block */
     i64 tm, tn;             /* C is cut into tasks of tm x tn */
     float *space_a, *space_b;
-    block now, next;        /* the block being computed, and the one being packed */
+    product_block now, next;        /* the block being computed, and the one being packed */
     i64 tiles, packs;       /* tasks of either kind */
 } product;
 
@@ -1570,7 +1570,7 @@ enum { PLACE = PACKED + KMAX * MAX_NR }; /* of one packed operand: its last pane
 
 /* Task i of packing block x: PACK_PANELS panels of A or B. A block is packed slice by slice,
  * KC words of k each, so that a tile walks through memory from one panel into the next. */
-static void pack_task(const product *p, const block *x, i64 i) {
+static void pack_task(const product *p, const product_block *x, i64 i) {
     const bool is_a = i < x->pack_a;
     const i64 width = is_a ? p->f->mr : p->f->nr, unit = PACK_PANELS * width;
     const i64 lane = (is_a ? i : i - x->pack_a) * unit, all = is_a ? x->m : x->n;
@@ -1589,7 +1589,7 @@ static void pack_task(const product *p, const block *x, i64 i) {
  * memory. The panels end in zeros, so a tile may compute rows that nobody asked for. */
 static void compute_tile(const product *p, i64 m, i64 n, i64 word, i64 words, const float *a,
                          const float *b) {
-    const block *x = &p->now;
+    const product_block *x = &p->now;
     const i64 nr = p->f->nr, rows = min64(p->f->mr, x->m - m), cols = min64(nr, x->n - n);
     const bool first = x->k0 + word == 0;
     float *const c = row_of(p->c, x->m0 + m) + x->n0 + n;
@@ -1609,7 +1609,7 @@ static void compute_tile(const product *p, i64 m, i64 n, i64 word, i64 words, co
 }
 
 static void tile_task(const product *p, i64 i) {
-    const block *x = &p->now;
+    const product_block *x = &p->now;
     const i64 mr = p->f->mr, nr = p->f->nr, down = ceil_div(x->m, p->tm);
     const i64 m0 = i % down * p->tm, n0 = i / down * p->tn;
     const i64 m1 = min64(x->m, m0 + p->tm), n1 = min64(x->n, n0 + p->tn);
@@ -1641,8 +1641,8 @@ static i64 block_size(i64 n, i64 most, i64 unit) {
 
 /* The block after `last` (NULL: the first) becomes p->next: m runs fastest, then k, then n. An
  * operand that has not changed stays where it is; another goes to the place not in use. */
-static bool next_block(product *p, const block *last) {
-    block x = last ? *last : (block){0};
+static bool next_block(product *p, const product_block *last) {
+    product_block x = last ? *last : (product_block){0};
     if (last && (x.m0 += p->bm) >= p->M) {
         x.m0 = 0, x.k0 += max64(1, p->bk);
         if (x.k0 >= p->K) x.k0 = 0, x.n0 += p->bn;
@@ -9445,7 +9445,7 @@ static nxt_status fetch_state(void *user, const tensor_plan *t, i64 at, i64 n, f
 /* Three tensors for each trained parameter, and the step they belong to. */
 static nxt_status save_optimizer(save *s, nxt_trainer *t, u64 *sum) {
     arena a = {.cx = t->cx};
-    state_reader reader = {.cx = t->cx};
+    state_reader source = {.cx = t->cx};
     i64 n = 0;
     tensor_plan *plans = arena_get(&a, (size_t)t->m->param_count * 3 * sizeof *plans);
     const char *step = arena_print(&a, "%" PRId64, t->step);
@@ -9459,10 +9459,10 @@ static nxt_status save_optimizer(save *s, nxt_trainer *t, u64 *sum) {
     }
     if (status == NXT_OK)
         status = safetensors_write(s, "optimizer.safetensors", &(tensor_set){
-            .plans = plans, .count = n, .fetch = fetch_state, .user = &reader,
+            .plans = plans, .count = n, .fetch = fetch_state, .user = &source,
             .metadata = &(text_pair){"step", step}, .metadata_count = 1});
     arena_free(&a);
-    *sum = reader.sum;
+    *sum = source.sum;
     return status;
 }
 
@@ -9480,11 +9480,11 @@ static nxt_status load_part(nxt_trainer *t, const weights *w, const char *path, 
     else {
         t->cx->ops->upload(t->cx->device, state_part(t, p, part), x->p,
                            (size_t)x->count * sizeof(float));
-        float piece[1024]; /* files promise no alignment */
+        float part_of[1024]; /* files promise no alignment */
         for (i64 at = 0, m; at < x->count; at += m) {
             m = min64(1024, x->count - at);
-            load_floats(piece, x->p, F32, at, m);
-            *sum += state_sum(name, at, piece, m);
+            load_floats(part_of, x->p, F32, at, m);
+            *sum += state_sum(name, at, part_of, m);
         }
     }
     arena_free(&a);
@@ -10991,9 +10991,9 @@ static void print_profile(app *a, FILE *f, const nxt_limits *l, double peak, dou
         const double rate = (r->flop > 0 ? r->flop : r->bytes) / r->seconds / 1e9;
         const double used = least_seconds(r, l, peak) / r->seconds;
         const double mean_rows = (double)r->rows / (double)r->calls;
-        char shape[64] = "";
+        char sizes[64] = "";
         if (r->out)
-            snprintf(shape, sizeof shape, "%6.0f %6" PRId64 " %6" PRId64, mean_rows, r->out, r->in);
+            snprintf(sizes, sizeof sizes, "%6.0f %6" PRId64 " %6" PRId64, mean_rows, r->out, r->in);
         if (a->o.json)
             fprintf(f, "%s{\"op\": \"%s\", \"rows\": %g, \"out\": %" PRId64 ", \"in\": %"
                     PRId64 ", \"calls\": %g, \"ms\": %.4f, \"share\": %.5f, \"gflop_per_s\": %.1f, "
@@ -11001,7 +11001,7 @@ static void print_profile(app *a, FILE *f, const nxt_limits *l, double peak, dou
                     r->out, r->in, calls, ms, r->seconds / all, r->flop / r->seconds / 1e9,
                     r->bytes / r->seconds / 1e9, used);
         else
-            fprintf(f, "%-14s %20s %6.0f %10.2f %5.1f%% %8.1f %-7s %8.0f%%\n", r->op, shape, calls,
+            fprintf(f, "%-14s %20s %6.0f %10.2f %5.1f%% %8.1f %-7s %8.0f%%\n", r->op, sizes, calls,
                     ms, 100 * r->seconds / all, rate, r->flop > 0 ? "GFLOP/s" : "GB/s", 100 * used);
     }
 }
@@ -11740,10 +11740,10 @@ static int bench_model(app *a) {
 
 /* Two steps of training on random tokens to warm up, some timed, as many under the profile. */
 static int bench_steps(app *a, nxt_limits *l) {
-    const int64_t batch = a->o.t.batch_size, steps = a->o.t.max_steps > 0 ? a->o.t.max_steps : 4;
-    const int64_t length = a->o.d.block_size ? a->o.d.block_size : 128, n = batch * length;
+    const int64_t examples = a->o.t.batch_size, steps = a->o.t.max_steps > 0 ? a->o.t.max_steps : 4;
+    const int64_t length = a->o.d.block_size ? a->o.d.block_size : 128, n = examples * length;
     int32_t *ids = malloc((size_t)n * sizeof *ids);
-    int64_t *offsets = malloc((size_t)(batch + 1) * sizeof *offsets);
+    int64_t *offsets = malloc((size_t)(examples + 1) * sizeof *offsets);
     uint32_t random = (uint32_t)a->o.t.seed;
     nxt_step_info step;
     double best = INFINITY, flop = 0;
@@ -11753,8 +11753,8 @@ static int bench_steps(app *a, nxt_limits *l) {
         random = random * 1664525 + 1013904223;
         ids[i] = (int32_t)((random >> 8) % (uint32_t)a->info.vocabulary);
     }
-    for (int64_t i = 0; i <= batch; i++) offsets[i] = i * length;
-    nxt_status status = nxt_dataset_from_tokens(&a->data, a->cx, ids, NULL, offsets, batch);
+    for (int64_t i = 0; i <= examples; i++) offsets[i] = i * length;
+    nxt_status status = nxt_dataset_from_tokens(&a->data, a->cx, ids, NULL, offsets, examples);
     free(ids);
     free(offsets);
     ASK(status);
@@ -11774,7 +11774,7 @@ static int bench_steps(app *a, nxt_limits *l) {
                "\"share_of_peak\": %.4f, \"ops\": [", best, (double)n / best, flop, share);
     else
         printf("a step of %" PRId64 " x %" PRId64 " tokens: %.1f ms, %.0f tokens/s, %.1f GFLOP "
-               "in products and attention: %.0f%% of the peak\n\n", batch, length, 1e3 * best,
+               "in products and attention: %.0f%% of the peak\n\n", examples, length, 1e3 * best,
                (double)n / best, flop / 1e9, 100 * share);
     print_profile(a, stdout, l, peak, (double)steps);
     printf(a->o.json ? "]" : "");
