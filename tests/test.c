@@ -30,6 +30,7 @@ static int counted_fsync(int fd) {
 #include "test_train.h"
 #include "test_data.h"
 #include "test_session.h"
+#include "test_report.h"
 
 #define ROW(name) {#name, test_##name}
 static const test_row tests[] = {
@@ -140,6 +141,8 @@ static const test_row tests[] = {
     ROW(evaluate),
     ROW(run_resume),
     ROW(run_metrics),
+    ROW(metrics_numbers),
+    ROW(memory_plan),
     ROW(run_skipped),
     ROW(run_best),
     ROW(save_load_save),
@@ -154,6 +157,10 @@ static const test_row tests[] = {
     ROW(sample_large),
     ROW(utf8_whole),
     ROW(exact_match),
+    /* §23 */
+    ROW(eval_numbers),
+    ROW(info_numbers),
+    ROW(stream_utf8),
     /* §3 */
     ROW(step_allocates_nothing),
     ROW(dirty_memory),
