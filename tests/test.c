@@ -111,6 +111,7 @@ static const test_row tests[] = {
     ROW(golden_sequential_025),
     ROW(golden_sequential_100),
     ROW(golden_variants), ROW(golden_linear), ROW(golden_configs),
+    ROW(rope_linear),
     ROW(perplexity_golden),
     /* §18 */
     ROW(data_masks),

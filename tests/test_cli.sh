@@ -1022,6 +1022,131 @@ sed 's/"tokens_per_second.*//' out > one
 cmp -s one three && wrong "--top-p alone is greedy"
 end
 
+begin "--top-p draws by seed"
+for seed in 1 2 3; do
+    for turn in one two; do
+        run generate --model model --prompt Once --json --top-p 0.95 --seed $seed
+        status_is 0
+        sed 's/"tokens_per_second.*//' out > $turn
+    done
+    same one two
+    cat one >> drawn-p
+done
+[ "$(sort -u drawn-p | grep -c '')" = 3 ] || wrong "seeds draw the same"
+run generate --model model --prompt Once --json --top-k 1 --seed 3 # one choice: greedy
+sed 's/"tokens_per_second.*//' out > one
+same one three
+end
+
+begin "--max-input-tokens keeps the last tokens"
+ids() { sed 's/.*"ids": \[//; s/\].*//' out; }
+prompt='the cat sat on the mat and then'
+printf '%s' "$prompt" > t
+run tokenize --model model t
+tr ' ' '\n' < out | tail -5 | tr '\n' ' ' > last
+run tokenize --model model --decode last
+cut=$(cat out; echo x) cut=${cut%x}
+run generate --model model --prompt "$prompt" --max-new-tokens 20 --max-input-tokens 5 --json
+status_is 0
+prints "^{\"prompt\": \"$prompt\""
+ids > kept-last
+run generate --model model --prompt "$cut" --max-new-tokens 20 --json
+ids > short-prompt
+run generate --model model --prompt "$prompt" --max-new-tokens 20 --json
+ids > whole-prompt
+run generate --model model --prompt "$prompt" --max-new-tokens 20 --max-input-tokens 50 --json
+ids > kept-all
+same kept-last short-prompt
+same kept-all whole-prompt
+cmp -s kept-last whole-prompt && wrong "--max-input-tokens has no effect"
+end
+
+# Two rows have nothing to train on, three completions are longer than ten tokens.
+begin "examples that teach nothing and completions that are cut are counted"
+awk 'BEGIN {
+    for (i = 0; i < 2; i++) print "{\"question\": \"a cat\", \"answer\": \"\"}"
+    for (i = 0; i < 3; i++) print "{\"question\": \"b\", \"answer\": \"0123456789012345\"}"
+    for (i = 0; i < 4; i++) print "{\"question\": \"c\", \"answer\": \"xyz\"}"
+}' > uneven.jsonl
+for command in "train --dry-run" eval; do
+    run $command --model model --data uneven.jsonl --max-length 10 --no-append-eos
+    status_is 0
+    label=${command%% *}
+    says "^warning: $label: 2 examples have no token to train on\$"
+    says "^warning: $label: 3 completions were longer than the limit and cut\$"
+    [ "$(grep -c '^warning' err)" = 2 ] || wrong "$(grep -c '^warning' err) warnings, expected 2"
+    run $command --model model --data uneven.jsonl --no-append-eos --max-length 40
+    says '2 examples have no token'
+    grep -q 'and cut' err && wrong "$label: nothing is cut at 40 tokens"
+    run $command --model model --data pairs.jsonl
+    grep -q '^warning' err && wrong "$label: a warning without a reason"
+done
+run train --dry-run --model model --data pairs.jsonl --eval-data uneven.jsonl --no-append-eos
+says '^warning: eval: 2 examples have no token to train on$'
+end
+
+begin "the memory line counts evaluation"
+total() { sed -n 's/^memory: \([0-9.]*\) MB .*/\1/p' err; }
+run train --dry-run --model model --data pairs.jsonl
+total > without
+run train --dry-run --model model --data pairs.jsonl --eval-data pairs.jsonl \
+    --per-device-eval-batch-size 60
+total > with
+awk 'NR == 1 { a = $1 } END { exit !(a > 0 && $1 > a * 1.02) }' without with ||
+    wrong "evaluation costs no memory: $(cat without) and $(cat with) MB"
+end
+
+# A sparse file of a terabyte: sixteen bytes a parameter are more than any machine has.
+if [ -r /proc/meminfo ]; then
+    mkdir vast
+    cp tok/* vast
+    config vast/config.json ', "vocab_size": 1000000000, "hidden_size": 512,
+ "intermediate_size": 4, "num_hidden_layers": 1, "tie_word_embeddings": true'
+    at=0 header=
+    while read -r tensor rows cols; do
+        end=$((at + 2 * rows * ${cols:-1}))
+        header="$header,\"gpt_neox.$tensor\":{\"dtype\":\"F16\",\"shape\":[$rows${cols:+,$cols}]"
+        header="$header,\"data_offsets\":[$at,$end]}" at=$end
+    done << END
+embed_in.weight 1000000000 512
+layers.0.input_layernorm.weight 512
+layers.0.input_layernorm.bias 512
+layers.0.attention.query_key_value.weight 1536 512
+layers.0.attention.query_key_value.bias 1536
+layers.0.attention.dense.weight 512 512
+layers.0.attention.dense.bias 512
+layers.0.post_attention_layernorm.weight 512
+layers.0.post_attention_layernorm.bias 512
+layers.0.mlp.dense_h_to_4h.weight 4 512
+layers.0.mlp.dense_h_to_4h.bias 4
+layers.0.mlp.dense_4h_to_h.weight 512 4
+layers.0.mlp.dense_4h_to_h.bias 512
+final_layer_norm.weight 512
+final_layer_norm.bias 512
+END
+    header="{${header#,}}"
+    n=${#header}
+    {
+        printf "$(printf '\\%03o\\%03o' $((n % 256)) $((n / 256)))\\0\\0\\0\\0\\0\\0"
+        printf '%s' "$header"
+    } > vast/model.safetensors
+    if dd if=/dev/null of=vast/model.safetensors bs=1 seek=$((8 + n + at)) 2> /dev/null; then
+        rm -rf refused
+        pattern='this run needs 8[0-9.]* TB of memory and the machine has .* free: use a smaller'
+        refused_late "more memory than there is" "$pattern" $(train_from) vast
+        refused_late "more memory than there is, dry run" "$pattern" $(train_from) vast --dry-run
+        begin "nothing was written before the refusal"
+        lacks refused
+        [ "$(grep -c '' err)" = 3 ] || wrong "more than data, memory and the refusal"
+        end
+    else
+        skip "refused: more memory than there is" "no sparse file of a terabyte"
+    fi
+    rm -r vast
+else
+    skip "refused: more memory than there is" "the system does not say how much there is"
+fi
+
 begin "a profile of a run, which changes nothing"
 run train --model model --data pairs.jsonl --output-dir unprofiled --max-steps 4 --save-strategy no
 status_is 0

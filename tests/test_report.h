@@ -56,6 +56,69 @@ static double examples_norm(nxt_model *m, const nxt_dataset *d, i64 at, i64 end,
     return trained ? sqrt(squares) / (double)trained : 0;
 }
 
+/* -- Linear scaling, in all its spellings, read and saved ---------------------------------- */
+static void linear_model(const char *dir, const char *rope) {
+    char *from = realpath("tests/golden/neox-linear/model.safetensors", NULL), config[1024];
+    snprintf(config, sizeof config,
+             "{\"model_type\": \"gpt_neox\", \"vocab_size\": 41, \"hidden_size\": 16, "
+             "\"num_hidden_layers\": 2, \"num_attention_heads\": 2, \"intermediate_size\": 24, "
+             "\"max_position_embeddings\": 64, \"bos_token_id\": 0, \"eos_token_id\": 0, %s}\n",
+             rope);
+    micro_file(dir, "config.json", config);
+    CHECK(from && symlink(from, text_of("%s/model.safetensors", dir)) == 0);
+    free(from);
+}
+
+/* The largest difference to the golden logits of the linear case. */
+static double linear_difference(nxt_context *cx, const weights *golden_file, const char *dir) {
+    const tensor *ids = weights_find(golden_file, "input_ids");
+    const tensor *logits = weights_find(golden_file, "logits");
+    const i64 T = ids->dim[1], n = logits->dim[1] * logits->dim[2];
+    i32 row[64];
+    double worst = INFINITY;
+    nxt_model *m;
+    float *want = malloc((size_t)n * sizeof *want), *got = calloc((size_t)n, sizeof *got);
+    memcpy(row, ids->p, (size_t)T * sizeof *row);
+    memcpy(want, logits->p, (size_t)n * sizeof *want);
+    if (OK(cx, nxt_model_load(&m, cx, dir)) && OK(cx, nxt_logits(m, row, T, got)))
+        worst = worst_difference(got, want, n);
+    nxt_model_destroy(m);
+    free(want), free(got);
+    return worst;
+}
+
+static void test_rope_linear(void) {
+    static const struct { const char *rope; bool same; } rows[] = {
+        {"\"rotary_pct\": 0.5, \"rotary_emb_base\": 1000, \"rope_scaling\": "
+         "{\"type\": \"linear\", \"factor\": 4}", true},
+        {"\"rotary_pct\": 0.5, \"rotary_emb_base\": 1000, \"rope_scaling\": "
+         "{\"rope_type\": \"linear\", \"factor\": 4.0}", true},
+        {"\"rope_parameters\": {\"rope_type\": \"linear\", \"factor\": 4, \"rope_theta\": 1000, "
+         "\"partial_rotary_factor\": 0.5}", true},
+        {"\"rotary_pct\": 0.5, \"rotary_emb_base\": 1000, \"rope_scaling\": "
+         "{\"type\": \"linear\", \"factor\": 3}", false},
+        {"\"rope_parameters\": {\"rope_type\": \"linear\", \"factor\": 1, \"rope_theta\": 1000, "
+         "\"partial_rotary_factor\": 0.5}", false},
+        {"\"rotary_pct\": 0.5, \"rotary_emb_base\": 1000", false},
+    };
+    nxt_context *cx = test_context();
+    weights file = {.cx = cx};
+    CHECK(OK(cx, weights_open_file(cx, "tests/golden/neox-linear/golden.safetensors", &file)));
+    for (i64 i = 0; i < COUNT(rows) && file.count; i++) {
+        const char *dir = text_of("%s", scratch(text_of("linear-%d", (int)i)));
+        linear_model(dir, rows[i].rope);
+        const double difference = linear_difference(cx, &file, dir);
+        CHECK(rows[i].same ? difference < 2e-5 : difference > 1e-2);
+        nxt_model *m; /* what is saved means the same */
+        const char *saved = text_of("%s-saved", dir);
+        if (OK(cx, nxt_model_load(&m, cx, dir))) CHECK(OK(cx, nxt_model_save(m, saved, NULL)));
+        nxt_model_destroy(m);
+        CHECK(linear_difference(cx, &file, saved) == difference);
+    }
+    weights_close(&file);
+    nxt_context_destroy(cx);
+}
+
 /* -- Rows of numbers ----------------------------------------------------------------------- */
 typedef struct wanted_number {
     const char *name;
