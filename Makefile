@@ -115,9 +115,11 @@ lint: ## the rules of the source: contents, lengths, conditionals, comments, sym
 	@CC='$(CC)' sh tests/lint.sh
 
 # tests/bench.c and tests/fuzz_*.c include ../neoxtune.c, like tests/test.c.
-bench: tests/bench.c $(TESTED) ## kernels and a training step, one line each
+bench: neoxtune tests/bench.c $(TESTED) ## kernels, then the operations of training steps
 	mkdir -p $(B) && $(CC) $(CFLAGS) -pthread -o $(B)/bench tests/bench.c -lm
 	$(B)/bench $(ARGS)
+	./neoxtune bench
+	./neoxtune bench --config data/pico-neox/config.json --block-size 32 --per-device-train-batch-size 32
 
 fuzz: ## every tests/fuzz_*.c for FUZZ_SECONDS (needs clang's libFuzzer)
 	@set -e; mkdir -p build/fuzz; for f in tests/fuzz_*.c; do \

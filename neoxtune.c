@@ -1423,7 +1423,7 @@ enum { PEAK_STEPS = 20000, PEAK_CHAINS = 12 };
                 KEEP(chain[i]);                                                             \
             }                                                                               \
         UNROLL for (int i = 1; i < PEAK_CHAINS; i++) chain[0] += chain[i];                  \
-        ((float *)arg)[task & 63] = chain[0][0];                                            \
+        ((float *)arg)[task & 255] = chain[0][0];                                           \
     }
 
 /* rows x cols of C = alpha tile + beta C + bias. beta 0 does not read C. */
@@ -1558,11 +1558,11 @@ typedef struct product {
     mat c, bias;
     i64 M, N, K;
     float alpha, beta;
-    bool plain_start;       /* C begins as beta C + bias, with neither 0 or 1 nor absent */
+    bool merge_first;       /* a tile's first visit scales C or adds the bias */
     i64 bm, bn, bk;         /* sizes of the largest block */
     i64 tm, tn;             /* C is cut into tasks of tm x tn */
     float *space_a, *space_b;
-    product_block now, next;        /* the block being computed, and the one being packed */
+    product_block now, next; /* the block being computed, and the one being packed */
     i64 tiles, packs;       /* tasks of either kind */
 } product;
 
@@ -1598,7 +1598,7 @@ static void compute_tile(const product *p, i64 m, i64 n, i64 word, i64 words, co
         __builtin_prefetch(c + i * p->c.stride, 1);
         __builtin_prefetch(c + i * p->c.stride + nr - 1, 1);
     }
-    if (rows % 4 == 0 && cols == nr && p->alpha == 1 && !(first && p->plain_start)) {
+    if (rows % 4 == 0 && cols == nr && p->alpha == 1 && !(first && p->merge_first)) {
         tile(c, p->c.stride, !first || p->beta == 1, a, b, words);
         return;
     }
@@ -1713,7 +1713,7 @@ static void matmul_with(nxt_context *cx, const tiling *t, mat c, mat a, mat b, i
     const bool a_f32 = a.type == F32 && (uintptr_t)a.p % sizeof(float) == 0;
     product p = {.f = cx->fast, .t = t, .M = c.rows, .N = c.cols, .K = ta ? a.rows : a.cols,
                  .c = c, .bias = bias, .alpha = alpha, .beta = beta,
-                 .plain_start = bias.p || (beta != 0 && beta != 1)};
+                 .merge_first = bias.p || (beta != 0 && beta != 1)};
     p.a = (operand){a.p, a.type, ta ? 1 : a.stride, ta ? a.stride : 1};
     p.b = (operand){b.p, b.type, tb ? b.stride : 1, tb ? 1 : b.stride};
     if (p.M <= SMALL_M && p.N >= 4 && tb && !ta && a_f32) matmul_dots(cx, &p);
@@ -2624,7 +2624,7 @@ static void attention_space(nxt_context *cx, attention_job *a) {
     a->width = ceil_div(D, mr) * mr;
     a->slot = (4 * a->panels * a->width + 2 * CHUNK) * nr + 4 * CHUNK * a->width;
     a->slot = (a->slot + 15) / 16 * 16;
-    const i64 slots = min64(64, WORKSPACE / a->slot);
+    const i64 slots = min64(64, WORKSPACE / a->slot); /* 0: heads of many thousand values */
     atomic_init(&a->free, slots < 64 ? ((u64)1 << slots) - 1 : ~(u64)0);
 }
 
@@ -2806,7 +2806,7 @@ static void fast_attention_fwd(void *s, heads y, mat lse, heads q, heads k, head
     attention_job a = {.y = y, .q = q, .k = k, .v = v, .lse = lse, .first = first,
                        .last = last, .scale = scale};
     attention_space(s, &a);
-    if (rows_share_keys(&a))
+    if (rows_share_keys(&a) && a.slot <= WORKSPACE)
         parallel_for(s, ceil_div(q.rows, a.panels * a.f->nr) * q.heads, attention_fwd_task, &a);
     else parallel_for(s, q.rows * q.heads, a.f->attention_row, &a);
 }
@@ -2904,6 +2904,10 @@ static void fast_attention_bwd(void *s, heads dq, heads dk, heads dv, heads dy, 
                        .lse = lse, .delta = work, .first = first, .last = last,
                        .scale = scale};
     attention_space(s, &a);
+    if (a.slot > WORKSPACE) {
+        ref_attention_bwd(s, dq, dk, dv, dy, y, lse, work, q, k, v, first, last, scale);
+        return;
+    }
     const i64 lanes = a.panels * a.f->nr;
     row_job delta = {.y = work, .to = y, .from = dy};
     for_rows(s, a.f->attention_delta, &delta, q.rows, (i64)q.heads * q.size, INT64_MAX);
@@ -2932,7 +2936,7 @@ static void fill_level(nxt_context *cx, nxt_backend *t, int level) {
 /* FLOP per second on registers, of all threads, at this moment. 0: no such instruction. */
 static double peak_now(nxt_context *cx, bool bf16) {
     const tiling *t = !cx->fast ? NULL : bf16 ? bf16_matmul(cx) : &cx->fast->f32;
-    float sink[64];
+    float sink[256]; /* one for each thread there can be: §4 */
     if (!t) return 0;
     const double start = seconds_now(), flop = 2.0 * PEAK_CHAINS * PEAK_STEPS * t->k_per_word;
     parallel_for(cx, cx->threads, t->peak, sink);
@@ -2942,7 +2946,7 @@ static double peak_now(nxt_context *cx, bool bf16) {
 /* Products of operands rounded to bf16, where the processor has such an instruction. Returns
  * whether they are now in use. */
 static bool use_bf16(nxt_context *cx, bool on) {
-    if (cx->ops != &cx->table || !cx->fast) return false;
+    if (cx->config.backend || !cx->fast) return false;
     on = on && bf16_matmul(cx) != NULL;
     cx->table.matmul = on ? fast_matmul_bf16 : fast_matmul;
     return on;
@@ -3140,6 +3144,7 @@ typedef struct profile {
     const nxt_backend *ops; /* the table that does the work, and its state */
     void *device;
     nxt_backend table;      /* the one that takes its place */
+    nxt_status status;      /* the first failure of the device: profile_sync hands it on */
     i64 count;
     nxt_profile_row row[PROFILE_ROWS];
 } profile;
@@ -3153,7 +3158,8 @@ static double heads_bytes(heads x) { return 4.0 * (double)x.rows * x.heads * x.s
 static void profile_record(profile *p, const char *op, i64 rows, i64 out, i64 in, double start,
                            double flop, double bytes) {
     nxt_profile_row *r = p->row, *const end = p->row + p->count;
-    if (p->ops->sync(p->device) != NXT_OK) return; /* the step's own sync reports it */
+    const nxt_status status = p->ops->sync(p->device);
+    if (p->status == NXT_OK) p->status = status;
     while (r < end && (strcmp(r->op, op) || r->out != out || r->in != in)) r++;
     if (r == end && p->count == PROFILE_ROWS) return;
     if (r == end) p->row[p->count++] = (nxt_profile_row){.op = op, .out = out, .in = in};
@@ -3171,7 +3177,7 @@ static void profile_record(profile *p, const char *op, i64 rows, i64 out, i64 in
         const double start = seconds_now();                                                 \
         s = p->device;                                                                      \
         p->ops->OP ARGUMENTS;                                                               \
-        profile_record(p, #OP, 0, 0, 0, start, FLOP, BYTES);                                   \
+        profile_record(p, #OP, 0, 0, 0, start, FLOP, BYTES);                                \
     }
 PROFILED(embed_fwd, (void *s, mat y, mat wte, mat wpe, const i32 *ids, const i32 *pos),
          (s, y, wte, wpe, ids, pos), 0, 2 * mat_bytes(y))
@@ -3257,8 +3263,10 @@ static void profile_download(void *s, void *to, const void *from, size_t bytes) 
     p->ops->download(p->device, to, from, bytes);
 }
 static nxt_status profile_sync(void *s) {
-    const profile *p = s;
-    return p->ops->sync(p->device);
+    profile *p = s;
+    const nxt_status last = p->ops->sync(p->device), first = p->status;
+    p->status = NXT_OK;
+    return first != NXT_OK ? first : last;
 }
 
 #define PROFILE(OP) .OP = profile_##OP
@@ -9480,11 +9488,11 @@ static nxt_status load_part(nxt_trainer *t, const weights *w, const char *path, 
     else {
         t->cx->ops->upload(t->cx->device, state_part(t, p, part), x->p,
                            (size_t)x->count * sizeof(float));
-        float part_of[1024]; /* files promise no alignment */
+        float values[1024]; /* files promise no alignment */
         for (i64 at = 0, m; at < x->count; at += m) {
             m = min64(1024, x->count - at);
-            load_floats(part_of, x->p, F32, at, m);
-            *sum += state_sum(name, at, part_of, m);
+            load_floats(values, x->p, F32, at, m);
+            *sum += state_sum(name, at, values, m);
         }
     }
     arena_free(&a);
@@ -10977,7 +10985,7 @@ static double least_seconds(const nxt_profile_row *r, const nxt_limits *l, doubl
 
 /* Where the time of `steps` steps went, an operation a line, or as JSON's "ops". */
 static void print_profile(app *a, FILE *f, const nxt_limits *l, double peak, double steps) {
-    static nxt_profile_row rows[128];
+    nxt_profile_row rows[128];
     const int64_t n = nxt_profile_read(a->cx, rows, COUNT(rows));
     double all = 0;
     qsort(rows, (size_t)n, sizeof *rows, by_seconds);
@@ -11706,12 +11714,29 @@ typedef struct command {
 } command;
 
 /* -- bench --------------------------------------------------------------------------------- */
-/* A new model of the given configuration, or of Pythia-70m's, whose files are gone as soon as
- * it is loaded: the map holds them until the end. */
+/* Removes a directory and the files in it. */
+static void remove_directory(const char *dir) {
+    DIR *d = opendir(dir);
+    for (const struct dirent *e; d && (e = readdir(d));) unlinkat(dirfd(d), e->d_name, 0);
+    if (d) closedir(d);
+    rmdir(dir);
+}
+
+/* A config for when none is given. */
+static int write_pythia_70m(const char *path) {
+    FILE *f = fopen(path, "w");
+    const bool bad = !f || fputs("{\"model_type\": \"gpt_neox\", \"vocab_size\": 50304, "
+                                 "\"hidden_size\": 512, \"num_hidden_layers\": 6, "
+                                 "\"num_attention_heads\": 8, \"intermediate_size\": 2048}\n",
+                                 f) < 0;
+    if ((f && fclose(f) != 0) || bad)
+        return complain(FAILED, "%s: cannot write: %s", path, strerror(errno));
+    return 0;
+}
+
+/* A model with random weights, whose files are gone as soon as it is loaded: the map holds them
+ * until the end. */
 static int bench_model(app *a) {
-    static const char pythia_70m[] =
-        "{\"model_type\": \"gpt_neox\", \"vocab_size\": 50304, \"hidden_size\": 512, "
-        "\"num_hidden_layers\": 6, \"num_attention_heads\": 8, \"intermediate_size\": 2048}\n";
     const char *config = a->o.config, *tmp = getenv("TMPDIR");
     char made[4200];
     if (a->o.model) {
@@ -11721,33 +11746,26 @@ static int bench_model(app *a) {
     }
     snprintf(a->dir, sizeof a->dir, "%s/neoxtune-XXXXXX", tmp ? tmp : "/tmp");
     if (!mkdtemp(a->dir)) return complain(FAILED, "%s: cannot create: %s", a->dir, strerror(errno));
-    if (!config) {
-        snprintf(made, sizeof made, "%s/config.json", a->dir);
-        FILE *f = fopen(made, "w");
-        if (!f || fputs(pythia_70m, f) < 0 || fclose(f) != 0)
-            return complain(FAILED, "%s: cannot write: %s", made, strerror(errno));
-        config = made;
-    }
-    nxt_status status = nxt_model_init(a->cx, config, NULL, a->dir, "f32", a->o.t.seed);
-    if (status == NXT_OK) status = nxt_model_load(&a->model, a->cx, a->dir);
-    DIR *d = opendir(a->dir);
-    for (const struct dirent *e; d && (e = readdir(d));) unlinkat(dirfd(d), e->d_name, 0);
-    if (d) closedir(d);
-    rmdir(a->dir);
-    ASK(status);
-    return 0;
+    snprintf(made, sizeof made, "%s/config.json", a->dir);
+    int status = config ? 0 : write_pythia_70m(made);
+    if (!status)
+        status = report(a->cx, nxt_model_init(a->cx, config ? config : made, NULL, a->dir, "f32",
+                                              a->o.t.seed));
+    if (!status) status = report(a->cx, nxt_model_load(&a->model, a->cx, a->dir));
+    remove_directory(a->dir);
+    return status;
 }
 
 /* Two steps of training on random tokens to warm up, some timed, as many under the profile. */
 static int bench_steps(app *a, nxt_limits *l) {
     const int64_t examples = a->o.t.batch_size, steps = a->o.t.max_steps > 0 ? a->o.t.max_steps : 4;
-    const int64_t length = a->o.d.block_size ? a->o.d.block_size : 128, n = examples * length;
+    const int64_t length = a->o.d.block_size, n = examples * length;
     int32_t *ids = malloc((size_t)n * sizeof *ids);
     int64_t *offsets = malloc((size_t)(examples + 1) * sizeof *offsets);
     uint32_t random = (uint32_t)a->o.t.seed;
     nxt_step_info step;
     double best = INFINITY, flop = 0;
-    static nxt_profile_row rows[128];
+    nxt_profile_row rows[128];
     if (!ids || !offsets) return free(ids), free(offsets), no_memory();
     for (int64_t i = 0; i < n; i++) {
         random = random * 1664525 + 1013904223;
@@ -11786,6 +11804,11 @@ static int run_bench(app *a) {
     DO(settle_options(&a->o));
     DO(bench_model(a));
     nxt_model_describe(a->model, &a->info);
+    if (!a->o.d.block_size) a->o.d.block_size = least(128, a->info.positions);
+    const int64_t examples = a->o.t.batch_size, length = a->o.d.block_size;
+    if (examples < 1 || examples > 1 << 20 || length < 2 || length > a->info.positions)
+        return complain(USAGE, "a batch of %" PRId64 " x %" PRId64 " tokens: at least one example "
+                        "of 2 to %" PRId64 " tokens", examples, length, a->info.positions);
     ASK(nxt_measure_limits(a->cx, &l));
     const char *form = a->o.json
         ? "{\"cpu\": \"%s\", \"threads\": %d, \"peak_f32\": %.0f, \"peak_bf16\": %.0f, "

@@ -4,8 +4,8 @@
  *
  * Two limits are measured first, by loops that do nothing else: multiply-adds on registers, and
  * reading memory. Then each matrix product of a training step at the shapes of Pythia and of the
- * small model in data/, as a share of the first limit, each other kernel as memory traffic, and
- * whole training steps.
+ * small model in data/, as a share of the first limit, and each other kernel as memory traffic.
+ * Whole training steps are the business of `neoxtune bench`.
  * The limit is measured again next to every product, since clocks and neighbours change; times
  * are the best of many. NAME runs the lines that contain it. */
 #define NXT_NO_MAIN
@@ -16,16 +16,6 @@ static double seconds_each = 0.3;
 
 static double now(void) { return seconds_now(); }
 static bool in_bf16; /* products, and the peak they are held against */
-
-static double read_bandwidth(nxt_context *cx, float *memory, i64 floats) {
-    double best = 0, sum = 0;
-    for (int i = 0; i < 5; i++) {
-        const double start = now();
-        cx->ops->sumsq(cx->device, &sum, (mat){memory, F32, 1, floats, floats});
-        best = fmax(best, 4.0 * (double)floats / (now() - start));
-    }
-    return best;
-}
 
 /* -- Products --------------------------------------------------------------------------------- */
 typedef struct product_shape {
@@ -175,59 +165,6 @@ static void bench_attention(nxt_context *cx, float *const memory[3]) {
         }
 }
 
-/* -- A training step -------------------------------------------------------------------------- */
-/* Batches of random tokens through a model of that config, on its own context. */
-static void bench_step(nxt_context *cx, const char *name, const char *config, i64 batch, i64 length) {
-    enum { STEPS = 4 };
-    nxt_model *model;
-    nxt_trainer *trainer;
-    nxt_dataset *data;
-    nxt_train_config tc = nxt_train_config_default();
-    nxt_step_info info;
-    static i32 ids[STEPS * 1024];
-    static i64 offset[STEPS * 1024 + 1];
-    if (!strstr(name, wanted_name)) return;
-    nxt_status status = mkdir("build", 0777) && errno != EEXIST ? NXT_IO : NXT_OK;
-    if (status == NXT_OK) status = file_replace(cx, "build/bench.json", config, (i64)strlen(config));
-    if (status == NXT_OK) status = nxt_model_init(cx, "build/bench.json", NULL, "build/bench-model", "f16", 1);
-    if (status == NXT_OK) status = nxt_model_load(&model, cx, "build/bench-model");
-    if (status != NXT_OK) exit(printf("%s\n", nxt_error_message(cx)));
-    for (i64 i = 0; i < STEPS * batch * length; i++)
-        ids[i] = (i32)(mix64((u64)i) % (u64)model->s.V);
-    for (i64 i = 0; i <= STEPS * batch; i++) offset[i] = i * length;
-    tc.batch_size = batch, tc.max_steps = 1000;
-    if (nxt_dataset_from_tokens(&data, cx, ids, NULL, offset, STEPS * batch) != NXT_OK
-        || nxt_trainer_create(&trainer, model, data, &tc) != NXT_OK)
-        exit(printf("%s\n", nxt_error_message(cx)));
-    double best = 1e9, flops = 0, peak = 0;
-    const double start = now();
-    for (int run = 0; run < 4 || (run < 50 && now() - start < 10 * seconds_each); run++) {
-        const double before = cx->flops;
-        peak = fmax(peak, peak_now(cx, in_bf16));
-        if (nxt_trainer_step(trainer, &info) != NXT_OK) exit(1);
-        best = fmin(best, info.seconds), flops = cx->flops - before;
-    }
-    printf("%-22s %10.1f ms %8.0f tokens/s, products alone %5.1f %% of the peak\n", name, best * 1e3,
-           (double)(batch * length) / best, peak > 0 ? 100 * flops / best / peak : 0);
-    nxt_trainer_destroy(trainer);
-    nxt_dataset_destroy(data);
-    nxt_model_destroy(model);
-    remove_tree(AT_FDCWD, "build/bench-model");
-}
-
-static void bench_steps(nxt_context *cx) {
-    static const char pythia[] =
-        "{\"model_type\": \"gpt_neox\", \"vocab_size\": 50304, \"hidden_size\": 512,"
-        " \"num_hidden_layers\": 6, \"num_attention_heads\": 8, \"intermediate_size\": 2048}";
-    static const char pico[] =
-        "{\"model_type\": \"gpt_neox\", \"vocab_size\": 1024, \"hidden_size\": 128,"
-        " \"num_hidden_layers\": 5, \"num_attention_heads\": 4, \"intermediate_size\": 512,"
-        " \"rotary_pct\": 0.5}";
-    bench_step(cx, "step pico 32 x 32", pico, 32, 32);
-    bench_step(cx, "step 70m 8 x 128", pythia, 8, 128);
-    bench_step(cx, "step 70m 2 x 512", pythia, 2, 512);
-}
-
 int main(int argc, char **argv) {
     nxt_context_config config = nxt_context_config_default();
     nxt_context *cx;
@@ -248,14 +185,14 @@ int main(int argc, char **argv) {
             for (i64 i = 0; i < 32 << 20; i++)
                 memory[k][i] = (float)(mix64((u64)i >> 2) >> (i % 4 * 12) & 0xfff) / 4096 - 0.5f;
         }
-        double peak = 0;
-        for (int i = 0; i < 50; i++) peak = fmax(peak, peak_now(cx, in_bf16));
+        nxt_limits limits;
+        if (nxt_measure_limits(cx, &limits) != NXT_OK) return 1;
         printf("%s, %d threads: peak %.1f GFLOP/s %s, reads %.1f GB/s\n", cx->cpu, threads,
-               peak / 1e9, in_bf16 ? "bf16" : "f32", read_bandwidth(cx, memory[0], 32 << 20) / 1e9);
+               (in_bf16 ? limits.bf16 : limits.f32) / 1e9, in_bf16 ? "bf16" : "f32",
+               limits.read / 1e9);
         bench_products(cx, memory);
         bench_rows(cx, memory);
         bench_attention(cx, memory);
-        bench_steps(cx);
         for (int k = 0; k < 3; k++) mem_drop(cx, memory[k]);
         nxt_context_destroy(cx);
     }

@@ -54,7 +54,7 @@ static const test_row tests[] = {
     ROW(fast_functions),
     ROW(fast_matmul),
     ROW(fast_threads),
-    ROW(fast_cache),
+    ROW(fast_cache), ROW(fast_wide_head),
     /* §10 to §12 */
     ROW(json_values),
     ROW(json_refused),

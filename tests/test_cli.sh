@@ -1170,6 +1170,12 @@ run bench --model model --max-steps 1 --block-size 8 --per-device-train-batch-si
 status_is 0
 prints 'a step of 2 x 8 tokens: .* of the peak'
 prints '^operation .* of limit$'
+run bench --json --config model/config.json --per-device-train-batch-size 0
+status_is 2
+says 'a batch of 0 x 64 tokens'
+[ ! -s out ] || wrong "half an object on standard output"
+run bench --config nowhere.json
+status_is 1
 [ -z "$(ls -A "$TMPDIR")" ] || wrong "left behind: $(ls -A "$TMPDIR")"
 unset TMPDIR
 end

@@ -276,3 +276,36 @@ static void test_fast_cache(void) {
         nxt_context_destroy(cx);
     }
 }
+
+/* A head so wide that no task's panels of it fit the workspace: slowly, but it ends. */
+static void test_fast_wide_head(void) {
+    enum { N = 8, D = 40000 };
+    static float x[3][N * D], y[N * D], want[N * D], g[2][3][N * D], lse[N], work[N];
+    const i32 first[N] = {0}, last[N] = {0, 1, 2, 3, 4, 5, 6, 7};
+    for (int k = 0; k < 3; k++)
+        for (i64 i = 0; i < N * D; i++) x[k][i] = noise(20 + (u64)k, i);
+    for (int level = 0; level < cpu_level(); level++) {
+        nxt_context *cx = context_with(fast_levels[level], 2);
+        if (!cx) continue;
+        const mat l = {lse, F32, N, 1, 1}, w = {work, F32, N, 1, 1};
+        heads h[3], dh[2][3], hy = {y, F32, N, D, D, 1, D}, hw = hy;
+        hw.p = want;
+        for (int k = 0; k < 3; k++) {
+            h[k] = hy, h[k].p = x[k];
+            for (int i = 0; i < 2; i++) dh[i][k] = hy, dh[i][k].p = g[i][k];
+        }
+        ref_attention_fwd(cx, hw, l, h[0], h[1], h[2], first, last, 0.005f);
+        ref_attention_bwd(cx, dh[1][0], dh[1][1], dh[1][2], h[2], hw, l, w, h[0], h[1], h[2],
+                          first, last, 0.005f);
+        cx->ops->attention_fwd(cx->device, hy, l, h[0], h[1], h[2], first, last, 0.005f);
+        cx->ops->attention_bwd(cx->device, dh[0][0], dh[0][1], dh[0][2], h[2], hy, l, w, h[0],
+                               h[1], h[2], first, last, 0.005f);
+        float worst = 0;
+        for (i64 i = 0; i < N * D; i++) {
+            worst = fmaxf(worst, fabsf(y[i] - want[i]));
+            for (int k = 0; k < 3; k++) worst = fmaxf(worst, fabsf(g[0][k][i] - g[1][k][i]));
+        }
+        CHECK(worst < 1e-4f);
+        nxt_context_destroy(cx);
+    }
+}
