@@ -499,7 +499,7 @@ static void test_profile(void) {
     static const int32_t ids[] = {5, 6, 7, 8, 9, 10, 11, 12, 13};
     static const uint8_t trained[] = {1, 1, 1, 1, 0, 0, 1, 1, 1};
     static const int64_t offsets[] = {0, 4, 9};
-    double loss, same, flop = 0, seconds = 0;
+    double loss = 0, same = NAN, flop = 0, seconds = 0;
     if (!OK(cx, nxt_model_load(&m, cx, micro_dir()))) return;
     CHECK(OK(cx, nxt_dataset_from_tokens(&d, cx, ids, trained, offsets, 2)));
     CHECK(OK(cx, nxt_backward(m, d, 0, 2, &loss)));

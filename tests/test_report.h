@@ -10,10 +10,11 @@ static double sequence_nll(nxt_model *m, const i32 *ids, const u8 *trained, i64 
     CHECK(nxt_logits(m, ids, n, logits) == NXT_OK);
     for (i64 k = 1; k < n; k++) {
         const float *z = logits + (k - 1) * V;
-        double most = -INFINITY, sum = 0;
+        float most = -INFINITY; /* in double, gcc 12 for AArch64 cannot compile the loop */
+        double sum = 0;
         if (trained && !trained[k]) continue;
-        for (i64 i = 0; i < V; i++) most = fmax(most, z[i]);
-        for (i64 i = 0; i < V; i++) sum += exp(z[i] - most);
+        for (i64 i = 0; i < V; i++) most = fmaxf(most, z[i]);
+        for (i64 i = 0; i < V; i++) sum += exp((double)z[i] - most);
         nll += log(sum) + most - z[ids[k]];
         ++*count;
     }
