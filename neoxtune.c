@@ -4401,6 +4401,9 @@ static nxt_status header_cover(const tensor_header *h, tensor *t, i64 n) {
     const u8 *end = h->data;
     qsort(t, (size_t)n, sizeof *t, place_order);
     for (i64 i = 0; i < n; end = t[i].p + t[i].bytes, i++) {
+        for (i64 k = 0; t[i].p != end && k < n; k++) /* the plainer reason first */
+            if (k != i && !tensor_order(&t[k], &t[i]))
+                return fail_tensor(h->w, &t[i], "the name occurs twice");
         if (t[i].p != end)
             return fail_tensor(h->w, &t[i], "%s: it begins at byte %" PRId64 ", not %" PRId64,
                                t[i].p < end ? "overlaps another" : "leaves a hole",

@@ -574,6 +574,7 @@ static void test_safetensors_lies(void) {
         {"a F32 [1] 4 8", 8, "leaves a hole"},
         {"a U8 [0] 1 1", 1, "leaves a hole"},
         {"a F32 [1] 0 4; a F32 [1] 4 8", 8, "tensor a: the name occurs twice"},
+        {"a F32 [1] 0 4; a F32 [1] 0 4", 4, "tensor a: the name occurs twice"},
         {"a F32 [0] 4 0", 4, "ends before it begins"},
         {"a F32 [0] -4 0", 4, "data_offsets are not two sizes"},
         {"a F32 [1] 0 4.0", 4, "data_offsets are not two sizes"},
