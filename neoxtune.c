@@ -169,6 +169,7 @@ static inline i64 min64(i64 a, i64 b) { return a < b ? a : b; }
 static inline i64 max64(i64 a, i64 b) { return a > b ? a : b; }
 /* How many pieces of at most b make a. */
 static inline i64 ceil_div(i64 a, i64 b) { return (a + b - 1) / b; }
+UNUSED static inline i64 round_up(i64 a, i64 unit) { return ceil_div(a, unit) * unit; }
 
 /* ============================================================================
  * § 2  Status, errors, log, cancellation
@@ -1297,7 +1298,8 @@ ALWAYS_INLINE void transpose4(float *out, i64 out_step, const char *p, i64 lane_
 }
 
 /* A panel whose lanes are rows in memory: a transposition. Sixteen words of one group of
- * four lanes at a time: a cache line or two of each of four rows, however the rows lie. */
+ * four lanes at a time: a cache line or two of each of four rows, however the rows lie. So
+ * many rows side by side are more than the processor foresees: it is told what comes next. */
 ALWAYS_INLINE void pack_rows(float *out, const operand *x, i64 lane, i64 lanes, i64 k, i64 nk,
                              i64 nr, dtype type, bool pairs) {
     const i64 size = dtype_size(type), bytes = x->lane_step * size, unit = pairs ? 2 : 1;
@@ -1307,6 +1309,8 @@ ALWAYS_INLINE void pack_rows(float *out, const operand *x, i64 lane, i64 lanes, 
         for (i64 l = 0; l < nr; l += 4) {
             const i64 end = min64(words, from + 16), whole = min64(end, nk / unit);
             i64 j = from;
+            for (i64 i = l; i < min64(lanes, l + 4) && from + 32 < words; i++)
+                __builtin_prefetch(base + i * bytes + (from + 32) * unit * size);
             for (; lanes - l >= 4 && j + 4 <= whole; j += 4)
                 transpose4(out + j * nr + l, nr, base + l * bytes + j * unit * size, bytes,
                            type, pairs);
@@ -1340,18 +1344,25 @@ ALWAYS_INLINE void copy_lanes(float *to, const char *row0, const char *row1, i64
     }
 }
 
-/* Panels whose lanes lie side by side in memory: copies of nr floats, for all panels at
- * once, so that each row of x is read in one go. */
+/* Panels whose lanes lie side by side in memory: copies of nr floats. All panels at once,
+ * so that each row of x is read in one go, and four words of k at a time, so that whole cache
+ * lines are written: with one, panels a power of two apart push each other out. */
 ALWAYS_INLINE void pack_columns(float *out, const operand *x, i64 lane, i64 lanes, i64 k,
                                 i64 nk, i64 nr, dtype type, bool pairs) {
     const i64 size = dtype_size(type), bytes = x->k_step * size, unit = pairs ? 2 : 1;
     const i64 words = ceil_div(nk, unit);
-    for (i64 j = 0; j < words; j++) {
-        const char *const row0 = x->p + lane * size + (k + j * unit) * bytes;
-        const char *const row1 = pairs && j * unit + 1 < nk ? row0 + bytes : NULL;
+    const char *const base = x->p + lane * size + k * bytes;
+    for (i64 from = 0; from < words; from += 4) {
+        for (i64 j = (from + 4) * unit; j < min64(nk, (from + 8) * unit); j++)
+            for (i64 at = 0; at < lanes * size; at += 64)
+                __builtin_prefetch(base + j * bytes + at);
         for (i64 l = 0; l < lanes; l += nr)
-            copy_lanes(out + l * words + j * nr, row0 + l * size, row1 ? row1 + l * size : NULL,
-                       lanes - l, nr, type, pairs);
+            for (i64 j = from; j < min64(words, from + 4); j++) {
+                const char *const row = base + l * size + j * unit * bytes;
+                copy_lanes(out + l * words + j * nr, row,
+                           pairs && j * unit + 1 < nk ? row + bytes : NULL, lanes - l, nr, type,
+                           pairs);
+            }
     }
 }
 
@@ -1524,75 +1535,102 @@ enum { MAX_MR = 12, MAX_NR = 32 };
 
 /* -- The loops ---------------------------------------------------------------------------
  *
- *     for each block of N x K that fits PACKED:    pack B
- *       for each block of M x K that fits:         pack A
- *         tasks of C, TASK_TILES x TASK_TILES tiles each:
- *           for KC steps of k, for each panel of B, for each tile of rows: the tile
+ *     for each block of the shorter side, SHARED words:   pack it, for everybody
+ *       a task for each strip of the longer side:         pack the strip, for itself
+ *         for CHUNK_LANES lanes of it, for KC words of k:
+ *           for each panel of B, for each panel of A:     the tile
  *
- * Packing waits for memory, tiles for the multipliers. So the next block is packed, into the
- * other of two places, by tasks strewn among the tiles of the block being computed.
+ * The longer side is most of the packing. A task packs its strip into a place that stays in
+ * its second cache, so those words never travel to memory and back. Packing waits for memory,
+ * tiles for the multipliers: the next block is packed, into the other of two places, by tasks
+ * strewn among the strips that meet the present one.
  */
 enum {
-    KC = 256,           /* words of k per visit of a tile: a panel of B is 32 KB */
-    KMAX = 1024,        /* most words of k in a block: four visits */
-    PACKED = 1 << 19,   /* words of packed B, and of packed A: 2 MB each, twice */
-    PACK_PANELS = 8,    /* panels of one packing task */
-    TASK_TILES = 8,
+    KC = 256,           /* words of k per visit of a tile: a panel of B is 16 to 32 KB */
+    KMAX = 512,         /* most words of k in a block: C comes from memory once for each */
+    SHARED = 1 << 19,   /* most words of a block: 2 MB, twice */
+    STRIP = 128,        /* most lanes of a strip: with KMAX words, 256 KB */
+    CHUNK_LANES = 192,  /* of a chunk, and of the part of a block that one task packs */
     SMALL_M = 16,       /* up to here B' is streamed, not packed */
     WORKSPACE = 8 << 20 /* floats; every operation starts with an unused workspace */
 };
 
 static size_t matmul_workspace(void) { return WORKSPACE * sizeof(float); }
 
-typedef struct product_block {
-    i64 m0, n0, k0, m, n, k; /* where it begins, and its sizes */
-    i64 words;               /* of k */
-    float *a, *b;            /* its packed operands */
-    i64 pack_a, pack_b;      /* tasks that pack them; 0: they are there */
-} product_block;
+/* Memory for the tasks that run at the moment, one slot each. */
+typedef struct task_space {
+    float *floats;
+    i64 slot;         /* floats of a slot */
+    _Atomic u64 free; /* bit i: slot i is free */
+} task_space;
+
+static void cut_slots(task_space *s, float *floats, i64 count, i64 slot) {
+    s->floats = floats, s->slot = round_up(slot, 16);
+    const i64 slots = min64(64, count / s->slot);
+    atomic_init(&s->free, slots < 64 ? ((u64)1 << slots) - 1 : ~(u64)0);
+}
+static float *take_slot(task_space *s) {
+    u64 free = atomic_load(&s->free);
+    while (!free || !atomic_compare_exchange_weak(&s->free, &free, free & (free - 1)))
+        if (!free) free = atomic_load(&s->free); /* more threads than slots: rare */
+    return s->floats + __builtin_ctzll(free) * s->slot;
+}
+static void give_slot(task_space *s, const float *floats) {
+    atomic_fetch_or(&s->free, (u64)1 << (floats - s->floats) / s->slot);
+}
+
+/* One operand on its way to the tiles. */
+typedef struct side {
+    operand x;
+    i64 lanes, panel; /* rows of op(A) or columns of op(B), and how many make a panel */
+    pack_fn *pack;
+} side;
+
+/* A block of the shorter side: lanes [lane, lane + lanes), k in [k, k + nk) */
+typedef struct packed_block {
+    i64 lane, lanes, k, nk;
+    float *words;
+} packed_block;
 
 typedef struct product {
     const kernels *f;
     const tiling *t;
-    operand a, b;
+    side a, b;
+    const side *longer, *shorter; /* one is a, the other b */
     mat c, bias;
     i64 M, N, K;
     float alpha, beta;
     bool merge_first;       /* a tile's first visit scales C or adds the bias */
-    i64 bm, bn, bk;         /* sizes of the largest block */
-    i64 tm, tn;             /* C is cut into tasks of tm x tn */
-    float *space_a, *space_b;
-    product_block now, next; /* the block being computed, and the one being packed */
+    i64 lanes, k;           /* of the largest block */
+    i64 chunk;              /* CHUNK_LANES, in whole panels */
+    i64 strip, part;        /* a task: lanes of the longer side, lanes of the block */
+    float *place[2];        /* of blocks */
+    packed_block now, next; /* the block being computed, and the one being packed */
     i64 tiles, packs;       /* tasks of either kind */
+    task_space space;       /* of strips */
+    i64 columns;            /* of a task with few rows */
 } product;
 
-enum { PLACE = PACKED + KMAX * MAX_NR }; /* of one packed operand: its last panel is padded */
-
-/* Task i of packing block x: PACK_PANELS panels of A or B. A block is packed slice by slice,
- * KC words of k each, so that a tile walks through memory from one panel into the next. */
-static void pack_task(const product *p, const product_block *x, i64 i) {
-    const bool is_a = i < x->pack_a;
-    const i64 width = is_a ? p->f->mr : p->f->nr, unit = PACK_PANELS * width;
-    const i64 lane = (is_a ? i : i - x->pack_a) * unit, all = is_a ? x->m : x->n;
-    const i64 padded = ceil_div(all, width) * width, per_word = p->t->k_per_word;
-    for (i64 word = 0; word < x->words; word += KC) {
-        const i64 words = min64(KC, x->words - word), k = word * per_word;
-        (is_a ? p->t->pack_a : p->t->pack_b)(
-            (is_a ? x->a : x->b) + word * padded + lane * words, is_a ? &p->a : &p->b,
-            lane + (is_a ? x->m0 : x->n0), min64(unit, all - lane), x->k0 + k,
-            min64(words * per_word, x->k - k));
+/* `lanes` lanes of a side from `lane` on, nk of k from k on, packed slice by slice, KC words
+ * each, so that a tile walks through memory from one panel into the next. A slice is `all`
+ * lanes wide; these begin at its lane `at`. */
+static void pack_slices(const product *p, const side *s, float *out, i64 all, i64 at, i64 lane,
+                        i64 lanes, i64 k, i64 nk) {
+    const i64 unit = p->t->k_per_word, width = round_up(all, s->panel);
+    for (i64 word = 0; word * unit < nk; word += KC) {
+        const i64 words = min64(KC, ceil_div(nk, unit) - word);
+        s->pack(out + word * width + at * words, &s->x, lane, lanes, k + word * unit,
+                min64(words * unit, nk - word * unit));
     }
 }
 
-/* A tile of the block at (m, n), from packed panels, `words` words of k from `word`. A whole
- * tile is added to C in registers; where it is cut, scaled or meets the bias it goes through
- * memory. The panels end in zeros, so a tile may compute rows that nobody asked for. */
-static void compute_tile(const product *p, i64 m, i64 n, i64 word, i64 words, const float *a,
+/* The tile of C at (m, n). A whole tile is added to C in registers; where it is cut, scaled or
+ * meets the bias it goes through memory. Panels end in zeros, so a tile may compute rows that
+ * nobody asked for. */
+static void compute_tile(const product *p, i64 m, i64 n, bool first, i64 words, const float *a,
                          const float *b) {
-    const product_block *x = &p->now;
-    const i64 nr = p->f->nr, rows = min64(p->f->mr, x->m - m), cols = min64(nr, x->n - n);
-    const bool first = x->k0 + word == 0;
-    float *const c = row_of(p->c, x->m0 + m) + x->n0 + n;
+    const i64 nr = p->f->nr, rows = min64(p->f->mr, p->M - m), cols = min64(nr, p->N - n);
+    float *const c = row_of(p->c, m) + n;
     tile_fn *const tile = p->t->tile[(rows - 1) / 4];
     for (i64 i = 0; i < rows; i++) { /* C is needed when the tile is done */
         __builtin_prefetch(c + i * p->c.stride, 1);
@@ -1603,86 +1641,106 @@ static void compute_tile(const product *p, i64 m, i64 n, i64 word, i64 words, co
         return;
     }
     float out[MAX_MR * MAX_NR] __attribute__((aligned(64))), bias[MAX_NR] = {0};
-    if (first && p->bias.p) load_floats(bias, p->bias.p, p->bias.type, x->n0 + n, cols);
+    if (first && p->bias.p) load_floats(bias, p->bias.p, p->bias.type, n, cols);
     tile(out, nr, false, a, b, words);
     p->f->merge(c, p->c.stride, out, rows, cols, p->alpha, first ? p->beta : 1, bias);
 }
 
-static void tile_task(const product *p, i64 i) {
-    const product_block *x = &p->now;
-    const i64 mr = p->f->mr, nr = p->f->nr, down = ceil_div(x->m, p->tm);
-    const i64 m0 = i % down * p->tm, n0 = i / down * p->tn;
-    const i64 m1 = min64(x->m, m0 + p->tm), n1 = min64(x->n, n0 + p->tn);
-    const i64 padded_m = ceil_div(x->m, mr) * mr, padded_n = ceil_div(x->n, nr) * nr;
+/* A strip meets a chunk, which begins at lane `at` of the block: their rows and columns of C.
+ * C waits in the cache from one slice of k to the next. */
+static void strip_by_chunk(const product *p, const float *strip, i64 lane, i64 lanes, i64 at,
+                           i64 chunk) {
+    const packed_block *x = &p->now;
+    const bool rows = p->longer == &p->a; /* of C, or columns: what the strip is */
+    const i64 m0 = rows ? lane : x->lane + at, m1 = m0 + (rows ? lanes : chunk);
+    const i64 n0 = rows ? x->lane + at : lane, n1 = n0 + (rows ? chunk : lanes);
+    const i64 all = ceil_div(x->nk, p->t->k_per_word);
     i64 word = 0;
     do { /* once for K = 0 too: C = beta C + bias */
-        const i64 words = min64(KC, x->words - word);
-        for (i64 n = n0; n < n1; n += nr)
-            for (i64 m = m0; m < m1; m += mr)
-                compute_tile(p, m, n, word, words, x->a + word * padded_m + m * words,
-                             x->b + word * padded_n + n * words);
+        const i64 words = min64(KC, all - word);
+        const float *const mine = strip + word * round_up(lanes, p->longer->panel);
+        const float *const block = x->words + word * round_up(x->lanes, p->shorter->panel)
+                                   + at * words;
+        const float *const a = rows ? mine : block, *const b = rows ? block : mine;
+        for (i64 n = n0; n < n1; n += p->f->nr)
+            for (i64 m = m0; m < m1; m += p->f->mr)
+                compute_tile(p, m, n, x->k + word == 0, words, a + (m - m0) * words,
+                             b + (n - n0) * words);
         word += KC;
-    } while (word < x->words);
+    } while (word < all);
 }
 
-/* Packing tasks are spread evenly among the tiles. */
+static void strip_task(product *p, i64 i) {
+    const packed_block *x = &p->now;
+    const i64 strips = ceil_div(p->longer->lanes, p->strip), lane = i % strips * p->strip;
+    const i64 lanes = min64(p->strip, p->longer->lanes - lane);
+    const i64 from = i / strips * p->part, end = min64(x->lanes, from + p->part);
+    float *const strip = take_slot(&p->space);
+    pack_slices(p, p->longer, strip, lanes, 0, lane, lanes, x->k, x->nk);
+    for (i64 at = from; at < end; at += p->chunk)
+        strip_by_chunk(p, strip, lane, lanes, at, min64(p->chunk, end - at));
+    give_slot(&p->space, strip);
+}
+
+/* Packing tasks are spread evenly among the strips. */
 static void block_task(void *arg, i64 i) {
-    const product *p = arg;
-    const i64 all = p->tiles + p->packs, packs = i * p->packs / all;
-    if ((i + 1) * p->packs / all > packs) pack_task(p, &p->next, packs);
-    else tile_task(p, i - packs);
+    product *p = arg;
+    const packed_block *x = &p->next;
+    const i64 all = p->tiles + p->packs, packs = i * p->packs / all, at = packs * p->chunk;
+    if ((i + 1) * p->packs / all > packs)
+        pack_slices(p, p->shorter, x->words, x->lanes, at, x->lane + at,
+                    min64(p->chunk, x->lanes - at), x->k, x->nk);
+    else strip_task(p, i - packs);
 }
 
 /* n cut into the fewest equal blocks of at most `most`, each a multiple of `unit`. */
 static i64 block_size(i64 n, i64 most, i64 unit) {
     const i64 blocks = max64(1, ceil_div(n, max64(unit, most / unit * unit)));
-    return ceil_div(ceil_div(n, blocks), unit) * unit;
+    return round_up(ceil_div(n, blocks), unit);
 }
 
-/* The block after `last` (NULL: the first) becomes p->next: m runs fastest, then k, then n. An
- * operand that has not changed stays where it is; another goes to the place not in use. */
-static bool next_block(product *p, const product_block *last) {
-    product_block x = last ? *last : (product_block){0};
-    if (last && (x.m0 += p->bm) >= p->M) {
-        x.m0 = 0, x.k0 += max64(1, p->bk);
-        if (x.k0 >= p->K) x.k0 = 0, x.n0 += p->bn;
-        if (x.n0 >= p->N) return false;
-    }
-    x.m = min64(p->bm, p->M - x.m0), x.n = min64(p->bn, p->N - x.n0);
-    x.k = min64(p->bk, p->K - x.k0), x.words = ceil_div(x.k, p->t->k_per_word);
-    const bool whole_a = p->bm >= p->M && p->bk >= p->K;
-    x.pack_a = last && whole_a ? 0 : ceil_div(x.m, PACK_PANELS * p->f->mr);
-    x.pack_b = x.m0 ? 0 : ceil_div(x.n, PACK_PANELS * p->f->nr);
-    if (x.pack_a) x.a = last && last->a == p->space_a ? p->space_a + PLACE : p->space_a;
-    if (x.pack_b) x.b = last && last->b == p->space_b ? p->space_b + PLACE : p->space_b;
+/* The block after p->now (without words: the first) becomes p->next; k runs fastest. */
+static bool next_block(product *p) {
+    packed_block x = p->now;
+    if (x.words && (x.k += max64(1, p->k)) >= p->K) x.k = 0, x.lane += p->lanes;
+    if (x.lane >= p->shorter->lanes) return false;
+    x.lanes = min64(p->lanes, p->shorter->lanes - x.lane), x.nk = min64(p->k, p->K - x.k);
+    x.words = p->place[x.words == p->place[0]];
     p->next = x;
     return true;
 }
 
 static void matmul_packed(nxt_context *cx, product *p) {
+    enum { PLACE = SHARED + KMAX * MAX_NR, SLOT = (STRIP + MAX_NR) * KMAX }; /* padded */
     const i64 unit = p->t->k_per_word;
-    p->bk = block_size(p->K, KMAX * unit, unit);
-    const i64 most = PACKED / max64(1, p->bk / unit);
-    p->bm = block_size(p->M, most, p->f->mr), p->bn = block_size(p->N, most, p->f->nr);
-    p->tm = TASK_TILES * p->f->mr, p->tn = TASK_TILES * p->f->nr;
-    p->space_a = cx->workspace, p->space_b = cx->workspace + 2 * PLACE;
-    for (bool more = next_block(p, NULL);;) {
-        p->packs = more ? p->next.pack_a + p->next.pack_b : 0;
+    p->longer = p->M > p->N ? &p->a : &p->b, p->shorter = p->M > p->N ? &p->b : &p->a;
+    p->k = block_size(p->K, KMAX * unit, unit);
+    p->lanes = block_size(p->shorter->lanes, SHARED / max64(1, p->k / unit), p->shorter->panel);
+    p->chunk = CHUNK_LANES / p->shorter->panel * p->shorter->panel;
+    /* Many threads want many tasks: narrower strips, then parts of the block. */
+    const i64 narrow = p->longer->lanes / (6 * cx->threads);
+    p->strip = block_size(p->longer->lanes, max64(48, min64(STRIP, narrow)), p->longer->panel);
+    const i64 strips = ceil_div(p->longer->lanes, p->strip);
+    p->part = block_size(p->lanes, p->lanes * strips / (4 * cx->threads), p->chunk);
+    p->place[0] = cx->workspace, p->place[1] = cx->workspace + PLACE;
+    cut_slots(&p->space, cx->workspace + 2 * PLACE, WORKSPACE - 2 * PLACE, SLOT);
+    for (bool more = next_block(p);;) {
+        p->packs = more ? ceil_div(p->next.lanes, p->chunk) : 0;
         parallel_for(cx, p->tiles + p->packs, block_task, p);
         if (!more) return;
         p->now = p->next;
-        p->tiles = ceil_div(p->now.m, p->tm) * ceil_div(p->now.n, p->tn);
-        more = next_block(p, &p->now);
+        p->tiles = strips * ceil_div(p->now.lanes, p->part);
+        more = next_block(p);
     }
 }
 
-/* Few rows: tn columns of C, that is tn rows of B in memory, read once. */
+/* Few rows: some columns of C, that is rows of B in memory, read once. */
 static void dots_task(void *arg, i64 i) {
     const product *p = arg;
-    const i64 nr = p->f->nr, bytes = p->b.lane_step * dtype_size(p->b.type);
-    const i64 end = min64(p->N, (i + 1) * p->tn), a_step = p->a.lane_step;
+    const i64 nr = p->f->nr, bytes = p->b.x.lane_step * dtype_size(p->b.x.type);
+    const i64 end = min64(p->N, (i + 1) * p->columns), a_step = p->a.x.lane_step;
     float space[4 + SMALL_M * MAX_NR], *const tile = space + 4;
-    for (i64 n0 = i * p->tn; n0 < end; n0 += nr) {
+    for (i64 n0 = i * p->columns; n0 < end; n0 += nr) {
         const i64 cols = min64(nr, end - n0);
         for (i64 n = 0; n < cols; n += 4) {
             /* The last four end at the last row of B and may repeat some; below column 0 is
@@ -1691,8 +1749,8 @@ static void dots_task(void *arg, i64 i) {
             for (i64 m = 0; m < p->M;) {
                 const bool many = p->M - m >= p->f->dots_rows;
                 (many ? p->f->dots : p->f->dots1)(
-                    tile + m * nr + at, nr, (const float *)(const void *)p->a.p + m * a_step,
-                    a_step, p->b.p + (n0 + at) * bytes, bytes, p->K, p->b.type);
+                    tile + m * nr + at, nr, (const float *)(const void *)p->a.x.p + m * a_step,
+                    a_step, p->b.x.p + (n0 + at) * bytes, bytes, p->K, p->b.x.type);
                 m += many ? p->f->dots_rows : 1;
             }
         }
@@ -1703,8 +1761,8 @@ static void dots_task(void *arg, i64 i) {
 }
 
 static void matmul_dots(nxt_context *cx, product *p) {
-    p->tn = max64(1, (1 << 15) / max64(1, p->K) / p->f->nr) * p->f->nr; /* about 128 KB */
-    parallel_for(cx, ceil_div(p->N, p->tn), dots_task, p);
+    p->columns = max64(1, (1 << 15) / max64(1, p->K) / p->f->nr) * p->f->nr; /* about 128 KB */
+    parallel_for(cx, ceil_div(p->N, p->columns), dots_task, p);
 }
 
 static void matmul_with(nxt_context *cx, const tiling *t, mat c, mat a, mat b, int trans,
@@ -1714,8 +1772,8 @@ static void matmul_with(nxt_context *cx, const tiling *t, mat c, mat a, mat b, i
     product p = {.f = cx->fast, .t = t, .M = c.rows, .N = c.cols, .K = ta ? a.rows : a.cols,
                  .c = c, .bias = bias, .alpha = alpha, .beta = beta,
                  .merge_first = bias.p || (beta != 0 && beta != 1)};
-    p.a = (operand){a.p, a.type, ta ? 1 : a.stride, ta ? a.stride : 1};
-    p.b = (operand){b.p, b.type, tb ? b.stride : 1, tb ? 1 : b.stride};
+    p.a = (side){{a.p, a.type, ta ? 1 : a.stride, ta ? a.stride : 1}, p.M, p.f->mr, t->pack_a};
+    p.b = (side){{b.p, b.type, tb ? b.stride : 1, tb ? 1 : b.stride}, p.N, p.f->nr, t->pack_b};
     if (p.M <= SMALL_M && p.N >= 4 && tb && !ta && a_f32) matmul_dots(cx, &p);
     else matmul_packed(cx, &p);
 }
@@ -2430,9 +2488,8 @@ typedef struct attention_job {
     float scale;
     i64 panels;       /* of a task: fewer for large heads, so that its slot stays in the cache */
     i64 width;        /* size of a head rounded up to whole panels of mr */
-    float *space;     /* one slot per task that runs at the moment */
-    i64 slot;         /* floats of it */
-    _Atomic u64 free; /* bit i: slot i is free */
+    i64 slot;         /* floats that a task needs */
+    task_space space;
 } attention_job;
 
 /* What a task works with: for each panel two packed operands and two sums, (width, nr) each;
@@ -2443,7 +2500,7 @@ typedef struct workbench {
     float top[PANELS * MAX_NR], sum[PANELS * MAX_NR], shrink[PANELS * MAX_NR];
     float lse[PANELS * MAX_NR], delta[PANELS * MAX_NR];
     i32 first[PANELS * MAX_NR], last[PANELS * MAX_NR];
-    int slot;
+    float *slot;
 } workbench;
 
 /* What score kernels know: one element per lane, or (slope_by_key) per row. */
@@ -2619,22 +2676,15 @@ static const kernels kernels_avx512 = {
 static void attention_space(nxt_context *cx, attention_job *a) {
     const i64 D = a->q.size, mr = cx->fast->mr, nr = cx->fast->nr;
     a->f = cx->fast;
-    a->space = cx->workspace;
     a->panels = max64(1, min64(PANELS, 256 / D));
-    a->width = ceil_div(D, mr) * mr;
-    a->slot = (4 * a->panels * a->width + 2 * CHUNK) * nr + 4 * CHUNK * a->width;
-    a->slot = (a->slot + 15) / 16 * 16;
-    const i64 slots = min64(64, WORKSPACE / a->slot); /* 0: heads of many thousand values */
-    atomic_init(&a->free, slots < 64 ? ((u64)1 << slots) - 1 : ~(u64)0);
+    a->width = round_up(D, mr);
+    a->slot = round_up((4 * a->panels * a->width + 2 * CHUNK) * nr + 4 * CHUNK * a->width, 16);
+    cut_slots(&a->space, cx->workspace, WORKSPACE, a->slot); /* none: heads of many thousands */
 }
 
-static void take_slot(attention_job *a, workbench *b) {
+static void set_bench(attention_job *a, workbench *b) {
     const i64 nr = a->f->nr, panel = a->width * nr;
-    u64 free = atomic_load(&a->free);
-    while (!free || !atomic_compare_exchange_weak(&a->free, &free, free & (free - 1)))
-        if (!free) free = atomic_load(&a->free); /* more threads than slots: rare */
-    b->slot = __builtin_ctzll(free);
-    float *at = a->space + b->slot * a->slot;
+    float *at = b->slot = take_slot(&a->space);
     b->s = at, b->dp = at + CHUNK * nr, at += 2 * CHUNK * nr;
     for (int i = 0; i < 2; i++) {
         b->rows[i] = at, b->values[i] = at + CHUNK * a->width, at += 2 * CHUNK * a->width;
@@ -2645,9 +2695,6 @@ static void take_slot(attention_job *a, workbench *b) {
     }
     for (i64 l = 0; l < a->panels * nr; l++)
         b->top[l] = -INFINITY, b->sum[l] = 0, b->shrink[l] = 1;
-}
-static void give_slot(attention_job *a, const workbench *b) {
-    atomic_fetch_or(&a->free, (u64)1 << b->slot);
 }
 
 /* `rows` rows of a head from `row` on, packed for tiles: as lanes (A of scores), or with the
@@ -2725,7 +2772,7 @@ static queries take_queries(attention_job *a, workbench *b, i64 task) {
     queries q = {.h = task / blocks, .n0 = (blocks - 1 - task % blocks) * lanes};
     q.g = q.h / (a->q.heads / a->k.heads);
     q.count = min64(lanes, a->q.rows - q.n0);
-    take_slot(a, b);
+    set_bench(a, b);
     for (i64 i = 0; i < lanes; i++) { /* a lane without a query sees nothing */
         b->first[i] = i < q.count ? a->first[q.n0 + i] : INT32_MAX;
         b->last[i] = i < q.count ? a->last[q.n0 + i] : -1;
@@ -2789,7 +2836,7 @@ static void attention_fwd_task(void *arg, i64 task) {
         b.sum[i] = 1 / b.sum[i];
     }
     write_lanes(a, a->y, q.h, q.n0, q.count, b.out[0], b.sum);
-    give_slot(a, &b);
+    give_slot(&a->space, b.slot);
 }
 
 /* Panels pay when neighbouring rows see the same keys. One row per sequence (decoding) has
@@ -2841,7 +2888,7 @@ static void attention_dq_task(void *arg, i64 task) {
         }
     }
     write_lanes(a, a->dq, q.h, q.n0, q.count, b.out[0], b.shrink);
-    give_slot(a, &b);
+    give_slot(&a->space, b.slot);
 }
 
 /* The queries of a chunk (n, rows) that see one of `count` keys from `key` on. */
@@ -2884,7 +2931,7 @@ static void attention_dkv_task(void *arg, i64 task) {
     const i64 group = a->q.heads / a->k.heads;
     const i64 count = min64(lanes, a->k.rows - key);
     workbench b;
-    take_slot(a, &b);
+    set_bench(a, &b);
     pack_lanes_of(a, b.lane[0], a->k, g, key, count);
     pack_lanes_of(a, b.lane[1], a->v, g, key, count);
     for (i64 n = 0; n < N; n += CHUNK) {
@@ -2894,7 +2941,7 @@ static void attention_dkv_task(void *arg, i64 task) {
     }
     write_lanes(a, a->dk, g, key, count, b.out[0], b.shrink);
     write_lanes(a, a->dv, g, key, count, b.out[1], b.shrink);
-    give_slot(a, &b);
+    give_slot(&a->space, b.slot);
 }
 
 static void fast_attention_bwd(void *s, heads dq, heads dk, heads dv, heads dy, heads y,
