@@ -1718,7 +1718,7 @@ static void matmul_packed(nxt_context *cx, product *p) {
     p->lanes = block_size(p->shorter->lanes, SHARED / max64(1, p->k / unit), p->shorter->panel);
     p->chunk = CHUNK_LANES / p->shorter->panel * p->shorter->panel;
     /* Many threads want many tasks: narrower strips, then parts of the block. */
-    const i64 narrow = p->longer->lanes / (6 * cx->threads);
+    const i64 narrow = p->longer->lanes / (3 * cx->threads);
     p->strip = block_size(p->longer->lanes, max64(48, min64(STRIP, narrow)), p->longer->panel);
     const i64 strips = ceil_div(p->longer->lanes, p->strip);
     p->part = block_size(p->lanes, p->lanes * strips / (4 * cx->threads), p->chunk);
