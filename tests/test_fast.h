@@ -229,13 +229,13 @@ static u64 work_digest(nxt_context *cx) {
 static void test_fast_threads(void) {
     for (int level = 0; level < cpu_level(); level++) {
         u64 want = 0;
-        for (int threads = 0; threads < 4; threads++) {
-            static const int count[] = {1, 2, 5, 1};
+        for (int threads = 0; threads < 6; threads++) {
+            static const int count[] = {1, 2, 4, 5, 8, 1};
             nxt_context_config config = nxt_context_config_default();
             nxt_context *cx;
             config.cpu = fast_levels[level];
             config.threads = count[threads];
-            if (threads == 3) config.parallel_for = backwards;
+            if (threads == 5) config.parallel_for = backwards;
             CHECK(nxt_context_create(&cx, &config) == NXT_OK);
             if (!cx) return;
             const u64 digest = work_digest(cx);
@@ -244,6 +244,41 @@ static void test_fast_threads(void) {
             nxt_context_destroy(cx);
         }
     }
+}
+
+/* Products of several blocks of either side, strips and parts: equal bits for up to 64 threads,
+ * and samples of C against sums in double. */
+static void test_fast_blocks(void) {
+    static const struct { i64 M, N, K; int trans; } shape[] = {
+        {1090, 1300, 530, NXT_TRANS_B}, {1090, 700, 1030, NXT_TRANS_A}, {70, 900, 1500, 0}};
+    enum { FLOATS = 1600 * 1600 };
+    static float at[3][FLOATS], first[FLOATS];
+    for (int k = 0; k < 2; k++)
+        for (i64 i = 0; i < FLOATS; i++) at[k][i] = noise((u64)k, i);
+    for (int level = cpu_level(); level >= (long_run ? 1 : cpu_level()); level--)
+        for (i64 q = 0; q < COUNT(shape); q++) {
+            const i64 M = shape[q].M, N = shape[q].N, K = shape[q].K;
+            const bool ta = shape[q].trans & NXT_TRANS_A, tb = shape[q].trans & NXT_TRANS_B;
+            const mat a = {at[0], F32, ta ? K : M, ta ? M : K, ta ? M : K};
+            const mat b = {at[1], F32, tb ? N : K, tb ? K : N, tb ? K : N};
+            const mat c = {at[2], F32, M, N, N}, none = {0};
+            for (int threads = 1; threads <= 64; threads *= threads < 8 ? 2 : 8) {
+                nxt_context *cx = context_with(cpu_names[level], threads);
+                if (!cx) return;
+                for (i64 i = 0; i < M * N; i++) at[2][i] = 1;
+                cx->ops->matmul(cx->device, c, a, b, shape[q].trans, 1, 1, none);
+                if (threads == 1) memcpy(first, at[2], sizeof first);
+                CHECK(!memcmp(first, at[2], (size_t)(M * N) * sizeof(float)));
+                nxt_context_destroy(cx);
+            }
+            for (i64 i = 0; i < M * N; i += 997) {
+                double sum = 1;
+                for (i64 k = 0; k < K; k++)
+                    sum += (double)at[0][ta ? k * M + i / N : i / N * K + k]
+                           * at[1][tb ? i % N * K + k : k * N + i % N];
+                CHECK(fabs(sum - first[i]) < 1e-3);
+            }
+        }
 }
 
 /* -- Attention over a cache: rows that no query sees may hold anything ------------------------- */
