@@ -1603,7 +1603,7 @@ typedef struct product {
     bool merge_first;       /* a tile's first visit scales C or adds the bias */
     i64 lanes, k;           /* of the largest block */
     i64 chunk;              /* CHUNK_LANES, in whole panels */
-    i64 strip, part;        /* a task: lanes of the longer side, lanes of the block */
+    i64 strips, part;       /* a task: one of the strips, and lanes of the block */
     float *place[2];        /* of blocks */
     packed_block now, next; /* the block being computed, and the one being packed */
     i64 tiles, packs;       /* tasks of either kind */
@@ -1670,11 +1670,17 @@ static void strip_by_chunk(const product *p, const float *strip, i64 lane, i64 l
     } while (word < all);
 }
 
+/* The first lane of strip i: panels are dealt out evenly, so that all tasks take equally long. */
+static i64 strip_lane(const product *p, i64 i) {
+    const side *s = p->longer;
+    return min64(s->lanes, i * ceil_div(s->lanes, s->panel) / p->strips * s->panel);
+}
+
 static void strip_task(product *p, i64 i) {
     const packed_block *x = &p->now;
-    const i64 strips = ceil_div(p->longer->lanes, p->strip), lane = i % strips * p->strip;
-    const i64 lanes = min64(p->strip, p->longer->lanes - lane);
-    const i64 from = i / strips * p->part, end = min64(x->lanes, from + p->part);
+    const i64 lane = strip_lane(p, i % p->strips);
+    const i64 lanes = strip_lane(p, i % p->strips + 1) - lane;
+    const i64 from = i / p->strips * p->part, end = min64(x->lanes, from + p->part);
     float *const strip = take_slot(&p->space);
     pack_slices(p, p->longer, strip, lanes, 0, lane, lanes, x->k, x->nk);
     for (i64 at = from; at < end; at += p->chunk)
@@ -1717,11 +1723,12 @@ static void matmul_packed(nxt_context *cx, product *p) {
     p->k = block_size(p->K, KMAX * unit, unit);
     p->lanes = block_size(p->shorter->lanes, SHARED / max64(1, p->k / unit), p->shorter->panel);
     p->chunk = CHUNK_LANES / p->shorter->panel * p->shorter->panel;
-    /* Many threads want many tasks: narrower strips, then parts of the block. */
+    /* Many threads want many tasks: narrower strips, as many for each, then parts of the block. */
+    const i64 panels = ceil_div(p->longer->lanes, p->longer->panel);
     const i64 narrow = p->longer->lanes / (3 * cx->threads);
-    p->strip = block_size(p->longer->lanes, max64(48, min64(STRIP, narrow)), p->longer->panel);
-    const i64 strips = ceil_div(p->longer->lanes, p->strip);
-    p->part = block_size(p->lanes, p->lanes * strips / (4 * cx->threads), p->chunk);
+    const i64 most = max64(48, min64(STRIP, narrow)) / p->longer->panel; /* panels of a strip */
+    p->strips = max64(1, min64(panels, round_up(ceil_div(panels, most), cx->threads)));
+    p->part = block_size(p->lanes, p->lanes * p->strips / (4 * cx->threads), p->chunk);
     p->place[0] = cx->workspace, p->place[1] = cx->workspace + PLACE;
     cut_slots(&p->space, cx->workspace + 2 * PLACE, WORKSPACE - 2 * PLACE, SLOT);
     for (bool more = next_block(p);;) {
@@ -1729,7 +1736,7 @@ static void matmul_packed(nxt_context *cx, product *p) {
         parallel_for(cx, p->tiles + p->packs, block_task, p);
         if (!more) return;
         p->now = p->next;
-        p->tiles = strips * ceil_div(p->now.lanes, p->part);
+        p->tiles = p->strips * ceil_div(p->now.lanes, p->part);
         more = next_block(p);
     }
 }
