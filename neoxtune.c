@@ -394,7 +394,8 @@ static void *arena_get(arena *a, size_t bytes) {
     bytes = (bytes + 15) & ~(size_t)15;
     arena_chunk *c = a->chunks;
     if (!c || c->size - c->used < bytes) {
-        size_t size = bytes > ARENA_CHUNK ? bytes : ARENA_CHUNK;
+        size_t size = c ? (size_t)min64(2 * (i64)c->size, 4 * HUGE_PAGE) : ARENA_CHUNK;
+        if (size < bytes) size = bytes;
         if (mem_get(a->cx, &c, 1, sizeof *c + size) != NXT_OK) return NULL;
         *c = (arena_chunk){.next = a->chunks, .used = 0, .size = size};
         a->chunks = c;
@@ -1457,17 +1458,22 @@ ALWAYS_INLINE void merge_body(float *c, i64 c_step, const float *tile, i64 nr, i
 
 /* -- Few rows ----------------------------------------------------------------------------
  * out[i][n], n < 4: the products of ROWS rows of a with four rows of b, all in memory with
- * k side by side. Lanes run along k and are added up at the end. */
+ * k side by side. Lanes run along k and are added up at the end. Memory is the limit, and the
+ * processor foresees nothing beyond a page: the next four rows are asked for in advance. */
 #define DEFINE_DOTS(NAME, AT, V, LOAD, ROWS)                                                \
-    ALWAYS_INLINE void NAME##_typed(float *out, i64 out_step, const float *a, i64 a_step,   \
-                                    const char *b, i64 b_bytes, i64 K, dtype type) {        \
+    AT ALWAYS_INLINE void NAME##_typed(float *out, i64 out_step, const float *a,            \
+                                       i64 a_step, const char *b, i64 b_bytes, i64 K,       \
+                                       dtype type) {                                        \
         enum { W = sizeof(V) / sizeof(float) };                                             \
+        const i64 used = 4 * W * dtype_size(type);                                          \
+        const char *next = b + 4 * b_bytes;                                                 \
         V acc[ROWS][4];                                                                     \
         i64 k = 0;                                                                          \
         UNROLL for (int i = 0; i < ROWS; i++)                                               \
             UNROLL for (int n = 0; n < 4; n++) acc[i][n] = (V){0};                          \
-        for (; k + W <= K; k += W) {                                                        \
+        for (; k + W <= K; k += W, next += used) {                                          \
             V right[4];                                                                     \
+            for (i64 i = 0; i < used; i += 64) __builtin_prefetch(next + i);                \
             UNROLL for (int n = 0; n < 4; n++)                                              \
                 LOAD(&right[n], b + n * b_bytes + k * dtype_size(type), type);              \
             UNROLL for (int i = 0; i < ROWS; i++)                                           \
@@ -1825,15 +1831,21 @@ DEFINE_MATMUL(baseline, AT_BASELINE, v4, BASELINE_MR, 2)
 DEFINE_DOTS(dots_baseline, AT_BASELINE, v4, load_v4, 2)
 DEFINE_DOTS(dots1_baseline, AT_BASELINE, v4, load_v4, 1)
 #if NXT_HAS_X86
-#define AT_AVX2 __attribute__((target("avx2,fma")))
+#define AT_AVX2 __attribute__((target("avx2,fma,f16c")))
 DEFINE_MATMUL(avx2, AT_AVX2, v8, 4, 3)
-DEFINE_DOTS(dots_avx2, AT_AVX2, v8, load_v8, 2)
-DEFINE_DOTS(dots1_avx2, AT_AVX2, v8, load_v8, 1)
+#define LOAD_AVX2(x, p, type)                                                               \
+    if ((type) == F16) *(x) = (v8)_mm256_cvtph_ps((__m128i)*(const h8 *)(p));               \
+    else load_v8(x, p, type)
+DEFINE_DOTS(dots_avx2, AT_AVX2, v8, LOAD_AVX2, 2)
+DEFINE_DOTS(dots1_avx2, AT_AVX2, v8, LOAD_AVX2, 1)
 
 #define AT_AVX512 __attribute__((target("avx512f,avx512bw,avx512dq,avx512vl,fma")))
 DEFINE_MATMUL(avx512, AT_AVX512, v16, 12, 2)
-DEFINE_DOTS(dots_avx512, AT_AVX512, v16, load_v16, 4)
-DEFINE_DOTS(dots1_avx512, AT_AVX512, v16, load_v16, 1)
+#define LOAD_AVX512(x, p, type)                                                             \
+    if ((type) == F16) *(x) = (v16)_mm512_cvtph_ps((__m256i)*(const h16 *)(p));             \
+    else load_v16(x, p, type)
+DEFINE_DOTS(dots_avx512, AT_AVX512, v16, LOAD_AVX512, 4)
+DEFINE_DOTS(dots1_avx512, AT_AVX512, v16, LOAD_AVX512, 1)
 DEFINE_TILE(tile8_avx512, AT_AVX512, v16, 12, 8, 2, MULTIPLY_ADD)
 DEFINE_TILE(tile12_avx512, AT_AVX512, v16, 12, 12, 2, MULTIPLY_ADD)
 
@@ -1888,10 +1900,12 @@ static void fast_matmul_bf16(void *s, mat c, mat a, mat b, int trans, float alph
 }
 
 /* 1 baseline, 2 AVX2, 3 AVX-512: what the processor has and the system saves on a switch
- * (both are part of __builtin_cpu_supports). 0 would be the reference alone. */
+ * (both are part of __builtin_cpu_supports, where clang 14 lacks F16C). 0: only the reference. */
 static int cpu_level(void) {
 #if NXT_HAS_X86
+    unsigned a, b, c, d;
     __builtin_cpu_init();
+    if (!__get_cpuid(1, &a, &b, &c, &d) || !(c & bit_F16C)) return 1;
     if (__builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512bw")
         && __builtin_cpu_supports("avx512dq") && __builtin_cpu_supports("avx512vl"))
         return 3;
@@ -3481,7 +3495,7 @@ static bool json_take(json_reader *r, char c) {
 
 /* The four characters of white space that JSON knows. */
 static void json_space(json_reader *r) {
-    while (json_peek(r) && strchr(" \n\r\t", *r->p)) r->p++;
+    for (char c; (c = json_peek(r)) == ' ' || c == '\n' || c == '\r' || c == '\t';) r->p++;
 }
 
 /* The UTF-16 unit that the escape \uXXXX at r->p stands for; above 0xffff, and nothing taken,
@@ -4843,7 +4857,6 @@ static bool zip_mark(const zip_archive *z, i64 at, i64 bytes, char a, char b) {
     return at >= 0 && bytes <= z->n - at && !memcmp(z->p + at, (char[]){'P', 'K', a, b}, 4);
 }
 
-
 /* Finds the directory, from the end of the file, where the end record must lie: PyTorch puts
  * no comment behind it. PyTorch writes the zip64 records always, other tools when needed: then
  * the plain record's numbers are the same or saturated (all ones). The directory must fill what
@@ -5076,7 +5089,6 @@ static nxt_status fail_pickle(const pickle_machine *k, const char *reason) {
     return fail(k->cx, NXT_FORMAT, "%s: data.pkl, byte %" PRId64 ": %s", k->file,
                 (i64)(k->p - k->start), reason);
 }
-
 
 static void pickle_push(pickle_machine *k, pickle_value *v) { k->stack[k->depth++] = v; }
 
@@ -5512,7 +5524,6 @@ static nxt_status file_replace(nxt_context *cx, const char *path, const char *te
 /* -- texts that programs read --------------------------------------------------------------- */
 enum { TEXT_BYTES = 64 << 20 };
 
-
 nxt_status nxt_text_keep(nxt_context *cx, const char *text, const char **kept) {
     arena a = {.cx = cx, .chunks = cx->kept};
     *kept = arena_text(&a, text, strlen(text));
@@ -5528,7 +5539,6 @@ nxt_status nxt_text_read(nxt_context *cx, const char *path, const char **text) {
     buffer_free(&b);
     return status;
 }
-
 
 /* The list itself is no option, its items are: {"lora_target_modules": ["q", "v"]} sets one
  * name twice. null says nothing, and an object is no option's value: both are passed over. */
@@ -5918,7 +5928,6 @@ static nxt_status normalise_cluster(nxt_tokenizer *t, const u8 *p, i64 n, i64 or
     return NXT_OK;
 }
 
-
 /* Replaces *text by its normal form, in t->text, if that differs; else there is no copy.
  * Looked at are clusters: the code points that ask for it, and the one before them, which may
  * be the letter under the marks. */
@@ -5965,7 +5974,6 @@ static i64 original_end(const nxt_tokenizer *t, i64 at) {
  * and a long text costs no more than its words. The cutters are plain scanners: a pattern
  * engine would spend more time here than all the rest takes.
  */
-
 
 /* The end of the word that starts at p[at]. The first of these that matches [Radford19]:
  *     's|'t|'re|'ve|'m|'ll|'d| ?\p{L}+| ?\p{N}+| ?[^\s\p{L}\p{N}]+|\s+(?!\S)|\s+
@@ -6077,7 +6085,6 @@ static u64 heap_pop(long_word *w) {
         else return heap[at] = moving, top;
     }
 }
-
 
 /* The rank of symbol i and its successor. */
 static u32 rank_of(const nxt_tokenizer *t, const symbol *s, i32 i) {
@@ -6678,7 +6685,6 @@ nxt_status nxt_tokenizer_load(nxt_tokenizer **tok, nxt_context *ctx, const char 
     *tok = NULL;
     return status;
 }
-
 
 /* -- public functions ---------------------------------------------------------------------- */
 
