@@ -11219,6 +11219,8 @@ typedef struct completion { /* one sequence on its way */
     int64_t n, prompt;      /* tokens in all; of the prompt */
     char *text;             /* bytes of the new tokens, special ones left out */
     size_t bytes, printed;
+    uint64_t stream;        /* of random numbers */
+    double rate;            /* tokens per second, of all that were made side by side */
     bool done;
 } completion;
 
@@ -11310,6 +11312,8 @@ static int complete(app *a, completion *c, int count, bool stream) {
     float *logits = malloc((size_t)count * (size_t)V * sizeof *logits);
     nxt_feed *feeds = malloc((size_t)count * sizeof *feeds);
     int status = logits && feeds ? 0 : no_memory();
+    const double start = now_seconds();
+    int64_t made = 0;
     for (bool prompts = true; !status; prompts = false) {
         int n = 0;
         for (int i = 0; i < count; i++) {
@@ -11318,16 +11322,16 @@ static int complete(app *a, completion *c, int count, bool stream) {
         }
         if (!n) break;
         status = report(a->cx, nxt_session_feed(a->session, feeds, n, logits));
-        for (int k = 0; k < n && !status; k++) {
-            const int which = feeds[k].sequence; /* also its stream of random numbers */
-            completion *x = &c[which];
+        for (int k = 0; k < n && !status; k++, made++) {
+            completion *x = &c[feeds[k].sequence];
             int32_t id = 0;
-            status = report(a->cx, nxt_sample(a->cx, logits + k * V, V, &a->o.s,
-                                              (uint64_t)which, x->ids, x->n, &id));
+            status = report(a->cx, nxt_sample(a->cx, logits + k * V, V, &a->o.s, x->stream,
+                                              x->ids, x->n, &id));
             if (!status) status = take_token(a, x, id);
             if (stream && !status) stream_text(a, x);
         }
     }
+    for (int i = 0; i < count; i++) c[i].rate = (double)made / fmax(now_seconds() - start, 1e-9);
     free(logits);
     free(feeds);
     return status;
@@ -11372,8 +11376,7 @@ static void end_completion(completion *c) {
  *
  *     {"prompt": "Q: ..", "completion": " red", "ids": [880, 0], "tokens_per_second": 41.30}
  */
-static void print_completion_json(const char *prompt, size_t n, const completion *c,
-                                  double seconds) {
+static void print_completion_json(const char *prompt, size_t n, const completion *c) {
     fputs("{\"prompt\": ", stdout);
     print_json_text(stdout, prompt, n);
     fputs(", \"completion\": ", stdout);
@@ -11381,8 +11384,7 @@ static void print_completion_json(const char *prompt, size_t n, const completion
     fputs(", \"ids\": [", stdout);
     for (int64_t i = c->prompt; i < c->n; i++)
         printf("%s%d", i > c->prompt ? ", " : "", c->ids[i]);
-    printf("], \"tokens_per_second\": %.2f}\n",
-           (double)(c->n - c->prompt) / fmax(seconds, 1e-9));
+    printf("], \"tokens_per_second\": %.2f}\n", c->rate);
     fflush(stdout);
 }
 
@@ -11395,61 +11397,84 @@ static int open_session(app *a, int sequences, int64_t most) {
     return report(a->cx, nxt_session_create(&a->session, a->model, sequences, a->capacity));
 }
 
-/* One prompt: its text goes to standard output as it comes, or one JSON object at the end. */
-static int generate_ids(app *a, const char *prompt, size_t bytes, const int32_t *ids,
-                        int64_t n) {
-    completion c;
-    const double start = now_seconds();
-    int status = begin_completion(a, &c, 0, ids, n);
+/* What is done with the completion of an example: it is printed, or scored into *sum. */
+typedef int answer_fn(app *a, const example *e, completion *c, double *sum);
+
+/* Completes the prompts of all examples, a few at a time. An example draws from the stream of
+ * its own number, so what it gets does not depend on who its neighbours are. */
+static int complete_examples(app *a, answer_fn *use, double *sum) {
+    enum { SIDE_BY_SIDE = 16 };
+    nxt_dataset_info info;
+    completion c[SIDE_BY_SIDE] = {{0}};
+    nxt_dataset_describe(a->data, &info);
+    int status = open_session(a, (int)least(info.examples, SIDE_BY_SIDE),
+                              info.longest + a->o.max_new_tokens);
+    for (int64_t at = 0; at < info.examples && !status; at += SIDE_BY_SIDE) {
+        const int count = (int)least(info.examples - at, SIDE_BY_SIDE);
+        for (int k = 0; k < count && !status; k++) {
+            const example e = get_example(a->data, at + k);
+            status = begin_completion(a, &c[k], k, e.ids, a->o.prompts ? e.n : e.prompt);
+            c[k].stream = (uint64_t)(at + k);
+        }
+        if (!status) status = complete(a, c, count, false);
+        for (int k = 0; k < count; k++) {
+            const example e = get_example(a->data, at + k);
+            if (!status) status = use(a, &e, &c[k], sum);
+            end_completion(&c[k]);
+        }
+    }
     report_cut_prompts(a);
-    if (!status) status = complete(a, &c, 1, !a->o.json);
-    if (!status && a->o.json) print_completion_json(prompt, bytes, &c, now_seconds() - start);
-    else if (!status) stream_text(a, &c), putchar('\n');
-    end_completion(&c);
     return status;
 }
 
-/* A prompt given as text, which is tokenized as it is: a space at its end is a token of its
- * own, and a question for the template that made the training rows. */
+/* One prompt, given as text, which is tokenized as it is: a space at its end is a token of its
+ * own, and a question for the template that made the training rows. The text goes to standard
+ * output as it comes, or one JSON object at the end. */
 static int generate_text(app *a, const char *prompt, size_t n) {
+    completion c = {0};
     int32_t *ids;
     size_t count = 0;
     DO(encode_text(a, prompt, n, &ids, &count));
-    const int status = generate_ids(a, prompt, n, ids, (int64_t)count);
+    int status = begin_completion(a, &c, 0, ids, (int64_t)count);
+    report_cut_prompts(a);
+    if (!status) status = complete(a, &c, 1, !a->o.json);
+    if (!status && a->o.json) print_completion_json(prompt, n, &c);
+    else if (!status) stream_text(a, &c), putchar('\n');
+    end_completion(&c);
     free(ids);
     return status;
 }
 
-/* The prompts of a file: lines, or the prompt parts of rows, one after the other. Rows go
- * through the same code as for training, so a prompt has the form that was trained. */
+static int print_answer(app *a, const example *e, completion *c, double *sum) {
+    (void)sum;
+    char *prompt = NULL;
+    size_t bytes = 0;
+    const int status = decode_text(a, e->ids, e->n, &prompt, &bytes);
+    if (!status && a->o.json) print_completion_json(prompt, bytes, c);
+    else if (!status) stream_text(a, c), putchar('\n');
+    free(prompt);
+    return status;
+}
+
+/* The prompts of a file: lines, or the prompt parts of rows. Rows go through the same code as
+ * for training, so a prompt has the form that was trained. */
 static int generate_file(app *a) {
-    nxt_dataset_info info;
     nxt_data_config c = a->o.d;
     c.append_eos = 0, c.block_size = 0, c.prompts_only = 1;
     c.max_length = INT32_MAX; /* begin_completion keeps what fits */
     c.max_samples = a->o.max_eval_samples;
     ASK(nxt_dataset_from_files(&a->data, a->tok, &a->o.prompts, 1, &c));
-    nxt_dataset_describe(a->data, &info);
-    int status = 0;
-    for (int64_t i = 0; i < info.examples && !status; i++) {
-        const example e = get_example(a->data, i);
-        char *prompt = NULL;
-        size_t bytes = 0;
-        status = decode_text(a, e.ids, e.n, &prompt, &bytes);
-        if (!status) status = generate_ids(a, prompt, bytes, e.ids, e.n);
-        free(prompt);
-    }
-    return status;
+    return complete_examples(a, print_answer, NULL);
 }
 
-/* A file of prompts, one prompt, standard input as one, or, on a terminal, one a line. There is
- * one session for all: each prompt rewinds it, and the cache is not made again. */
+/* A file of prompts, one prompt, standard input as one, or, on a terminal, one a line: each
+ * prompt rewinds the session, whose cache is not made again. */
 static int run_generate(app *a) {
     char line[65536], *text;
     size_t n;
     DO(open_model(a, GENERATE));
-    DO(open_session(a, 1, a->info.positions));
     if (a->o.prompts) return generate_file(a);
+    DO(open_session(a, 1, a->info.positions));
     if (a->o.prompt) return generate_text(a, a->o.prompt, strlen(a->o.prompt));
     int status = 0;
     if (!isatty(0)) {
@@ -11472,46 +11497,18 @@ static int run_generate(app *a) {
 /* The completion against the row's own: its trained tokens up to eos, because what follows
  * the completion in a template is not asked for. Decoded from ids, like the answer, so that
  * both went through the same normalisation. */
-static int score_answer(app *a, const example *e, const completion *c, double *score) {
+static int score_answer(app *a, const example *e, completion *c, double *sum) {
     char *reference = NULL;
     size_t bytes = 0;
+    double score = 0;
     int64_t end = e->prompt;
     while (end < e->n && e->trained[end] && e->ids[end] != a->o.d.eos) end++;
     int status = decode_text(a, e->ids + e->prompt, end - e->prompt, &reference, &bytes);
     if (!status)
         status = report(a->cx, nxt_score_exact_match(a->cx, c->text ? c->text : "", reference,
-                                                     score));
+                                                     &score));
+    *sum += score;
     free(reference);
-    return status;
-}
-
-/* Greedy answers to the prompt parts, a few at a time, against the completions. Greedy even
- * when sampling is what the model is for: a score should not depend on luck. */
-static int exact_match(app *a, double *score) {
-    enum { SIDE_BY_SIDE = 16 };
-    nxt_dataset_info info;
-    completion c[SIDE_BY_SIDE] = {{0}};
-    double sum = 0;
-    nxt_dataset_describe(a->data, &info);
-    int status = open_session(a, (int)least(info.examples, SIDE_BY_SIDE),
-                              info.longest + a->o.max_new_tokens);
-    for (int64_t at = 0; at < info.examples && !status; at += SIDE_BY_SIDE) {
-        const int count = (int)least(info.examples - at, SIDE_BY_SIDE);
-        for (int k = 0; k < count && !status; k++) {
-            const example e = get_example(a->data, at + k);
-            status = begin_completion(a, &c[k], k, e.ids, e.prompt);
-        }
-        if (!status) status = complete(a, c, count, false);
-        for (int k = 0; k < count; k++) {
-            const example e = get_example(a->data, at + k);
-            double one = 0;
-            if (!status) status = score_answer(a, &e, &c[k], &one);
-            sum += one;
-            end_completion(&c[k]);
-        }
-    }
-    report_cut_prompts(a);
-    *score = info.examples ? sum / (double)info.examples : 0;
     return status;
 }
 
@@ -11597,7 +11594,9 @@ static int run_eval(app *a) {
     nxt_dataset_describe(a->data, &info);
     int status = text_perplexities(a, &r);
     r.completions = info.has_completions && !a->o.d.train_on_all && !a->o.d.block_size;
-    if (!status && r.completions) status = exact_match(a, &r.exact_match);
+    /* Greedy even when sampling is what the model is for: a score should not depend on luck. */
+    if (!status && r.completions) status = complete_examples(a, score_answer, &r.exact_match);
+    r.exact_match /= (double)info.examples;
     if (!status) print_eval(&r, a->o.json);
     free(r.perplexity);
     return status;

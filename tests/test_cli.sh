@@ -460,6 +460,13 @@ prints '^{"prompt": "where is the hen 3?"'
 run generate --model run --prompts pairs.jsonl --max-new-tokens 1 --json
 [ "$(grep -c '' out)" = 60 ] || wrong "not a line per row with its completion"
 prints '^{"prompt": "where is the cat 0?"'
+# Side by side or alone: the same tokens.
+run generate --model run --prompts pairs.jsonl --max-new-tokens 8 --json
+sed 's/.*"ids"/"ids"/; s/, "tokens_per.*//' out > together
+first=$(sed -n '20s/^{"prompt": "\(.*\)", "completion".*/\1/p' out)
+run generate --model run --prompt "$first" --max-new-tokens 8 --json
+sed 's/.*"ids"/"ids"/; s/, "tokens_per.*//' out > alone
+[ "$(cat alone)" = "$(sed -n 20p together)" ] || wrong "neighbours change an answer"
 (cat long; echo; echo short) > long-prompts.txt
 run generate --model run --prompts long-prompts.txt --max-new-tokens 6 --json
 status_is 0
