@@ -388,7 +388,8 @@ typedef struct arena {
 enum { ARENA_CHUNK = 64 << 10 };
 
 /* An arena hands out pieces of large chunks and frees them all at once, which is why a tree
- * of a hundred thousand nodes loads in milliseconds and cannot leak one of them. */
+ * of a hundred thousand nodes loads in milliseconds and cannot leak one of them. Each chunk is
+ * twice the one before, until they fill huge pages: a page costs more than its pieces. */
 /* bytes aligned to 16, cleared; NULL after a failure, with the error written. */
 static void *arena_get(arena *a, size_t bytes) {
     bytes = (bytes + 15) & ~(size_t)15;
@@ -11331,7 +11332,8 @@ static int complete(app *a, completion *c, int count, bool stream) {
             if (stream && !status) stream_text(a, x);
         }
     }
-    for (int i = 0; i < count; i++) c[i].rate = (double)made / fmax(now_seconds() - start, 1e-9);
+    const double rate = (double)made / fmax(now_seconds() - start, 1e-9);
+    for (int i = 0; i < count; i++) c[i].rate = rate;
     free(logits);
     free(feeds);
     return status;
@@ -11596,7 +11598,7 @@ static int run_eval(app *a) {
     r.completions = info.has_completions && !a->o.d.train_on_all && !a->o.d.block_size;
     /* Greedy even when sampling is what the model is for: a score should not depend on luck. */
     if (!status && r.completions) status = complete_examples(a, score_answer, &r.exact_match);
-    r.exact_match /= (double)info.examples;
+    if (info.examples) r.exact_match /= (double)info.examples;
     if (!status) print_eval(&r, a->o.json);
     free(r.perplexity);
     return status;
