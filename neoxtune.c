@@ -586,9 +586,10 @@ static void pool_run(pool *p, i64 tasks, void (*fn)(void *, i64), void *arg) {
 static void pool_destroy(nxt_context *cx) {
     pool *p = cx->pool;
     if (!p) return;
+    pthread_mutex_lock(&p->mutex);
     atomic_store(&p->quit, 1);
-    atomic_store(&p->sleeping, 1); /* make pool_wake broadcast whatever the count was */
-    pool_wake(p);
+    pthread_cond_broadcast(&p->wake);
+    pthread_mutex_unlock(&p->mutex);
     for (int i = 0; i < p->workers; i++) pthread_join(p->thread[i], NULL);
     pthread_cond_destroy(&p->wake);
     pthread_mutex_destroy(&p->mutex);

@@ -53,7 +53,7 @@ static const test_row tests[] = {
     /* §7, §8 */
     ROW(fast_functions),
     ROW(fast_matmul),
-    ROW(fast_threads), ROW(fast_blocks),
+    ROW(fast_threads), ROW(fast_pool_ends), ROW(fast_blocks),
     ROW(fast_cache), ROW(fast_wide_head),
     /* §10 to §12 */
     ROW(json_values),

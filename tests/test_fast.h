@@ -246,6 +246,20 @@ static void test_fast_threads(void) {
     }
 }
 
+/* Contexts that end while some workers fall asleep and others still wake: each must end. */
+static void nothing_much(void *arg, i64 i) { atomic_fetch_add((_Atomic i64 *)arg, i); }
+
+static void test_fast_pool_ends(void) {
+    for (int round = 0; round < 60; round++) {
+        nxt_context *cx = context_with(NULL, 64);
+        _Atomic i64 sum = 0;
+        if (!cx) return;
+        for (int job = 0; job < 1 + round % 5; job++) parallel_for(cx, 100, nothing_much, &sum);
+        nxt_context_destroy(cx);
+        CHECK(atomic_load(&sum) == (1 + round % 5) * 4950);
+    }
+}
+
 /* Products of several blocks of either side, strips and parts: equal bits for up to 64 threads,
  * and samples of C against sums in double. */
 static void test_fast_blocks(void) {
