@@ -1062,11 +1062,10 @@ static void ref_act_bwd(void *s, mat dx, mat dy, mat x, nxt_act_kind kind) {
 }
 
 /* -- Rows: sums, copies, types --------------------------------------------------------- */
-static void ref_add(void *s, mat y, mat a, mat b, mat c) {
+static void ref_mul(void *s, mat y, mat a, mat b) { /* element by element: gates */
     (void)s;
     for (i64 n = 0; n < y.rows; n++)
-        for (i64 i = 0; i < y.cols; i++)
-            row_of(y, n)[i] = row_of(a, n)[i] + row_of(b, n)[i] + (c.p ? row_of(c, n)[i] : 0);
+        for (i64 i = 0; i < y.cols; i++) row_of(y, n)[i] = row_of(a, n)[i] * row_of(b, n)[i];
 }
 
 static void ref_gather(void *s, mat y, mat x, const i32 *rows) {
@@ -1171,7 +1170,7 @@ static const nxt_backend reference_ops = {
     .norm_fwd = ref_norm_fwd, .norm_bwd = ref_norm_bwd,
     .matmul = ref_matmul, .bias_bwd = ref_bias_bwd, .rope = ref_rope,
     .attention_fwd = ref_attention_fwd, .attention_bwd = ref_attention_bwd,
-    .act_fwd = ref_act_fwd, .act_bwd = ref_act_bwd, .add = ref_add,
+    .act_fwd = ref_act_fwd, .act_bwd = ref_act_bwd, .mul = ref_mul,
     .gather = ref_gather, .scatter = ref_scatter, .store = ref_store, .fill = ref_fill,
     .convert = ref_convert, .xent = ref_xent, .sumsq = ref_sumsq, .adamw = ref_adamw,
 };
@@ -1534,7 +1533,7 @@ typedef struct kernels {
     dots_fn *dots, *dots1; /* dots_rows rows, one row */
     void (*merge)(float *c, i64 c_step, const float *tile, i64 rows, i64 cols, float alpha,
                   float beta, const float *bias);
-    row_fn *act_fwd, *act_bwd, *add, *norm_fwd, *xent, *sumsq, *adamw, *rope, *attention_delta;
+    row_fn *act_fwd, *act_bwd, *mul, *norm_fwd, *xent, *sumsq, *adamw, *rope, *attention_delta;
     task_fn *norm_bwd, *attention_row;
     score_fn *softmax, *shrink, *slope_by_query, *slope_by_key;
 } kernels;
@@ -2172,15 +2171,14 @@ static void fast_act_bwd(void *s, mat dx, mat dy, mat x, nxt_act_kind kind) {
     for_rows(s, fast(s)->act_bwd, &j, dx.rows, dx.cols, GRAIN);
 }
 
-ALWAYS_INLINE void add_row(const row_job *j, piece p) {
+ALWAYS_INLINE void mul_row(const row_job *j, piece p) {
     float *y = part(j->y, p);
-    const float *a = part(j->a, p), *b = part(j->b, p), *c = j->c.p ? part(j->c, p) : NULL;
-    if (c) IN_BLOCKS(y, p.n, a[i] + b[i] + c[i])
-    else IN_BLOCKS(y, p.n, a[i] + b[i])
+    const float *a = part(j->a, p), *b = part(j->b, p);
+    IN_BLOCKS(y, p.n, a[i] * b[i])
 }
-static void fast_add(void *s, mat y, mat a, mat b, mat c) {
-    row_job j = {.y = y, .a = a, .b = b, .c = c};
-    for_rows(s, fast(s)->add, &j, y.rows, y.cols, GRAIN);
+static void fast_mul(void *s, mat y, mat a, mat b) {
+    row_job j = {.y = y, .a = a, .b = b};
+    for_rows(s, fast(s)->mul, &j, y.rows, y.cols, GRAIN);
 }
 
 /* The update of §6 in one pass: 28 bytes of traffic per element are its whole cost. */
@@ -2662,7 +2660,7 @@ ALWAYS_INLINE void attention_delta_row(const row_job *j, piece p) { /* dy.y of e
         NAME##_body(s, dp, rows, at, q, NR);                                                \
     }
 #define DEFINE_ENTRIES(AT, LEVEL, NR)                                                       \
-    ROW_ENTRY(AT, LEVEL, act_fwd) ROW_ENTRY(AT, LEVEL, act_bwd) ROW_ENTRY(AT, LEVEL, add)   \
+    ROW_ENTRY(AT, LEVEL, act_fwd) ROW_ENTRY(AT, LEVEL, act_bwd) ROW_ENTRY(AT, LEVEL, mul)   \
     ROW_ENTRY(AT, LEVEL, norm_fwd) ROW_ENTRY(AT, LEVEL, xent) ROW_ENTRY(AT, LEVEL, sumsq)   \
     ROW_ENTRY(AT, LEVEL, adamw) ROW_ENTRY(AT, LEVEL, rope)                                  \
     TASK_ENTRY(AT, norm_bwd_##LEVEL, norm_bwd_rows)                                         \
@@ -2674,7 +2672,7 @@ ALWAYS_INLINE void attention_delta_row(const row_job *j, piece p) { /* dy.y of e
     .f32.pack_a = pack_a_##LEVEL, .f32.pack_b = pack_b_##LEVEL, .f32.peak = peak_##LEVEL,   \
     .f32.k_per_word = 1, .merge = merge_##LEVEL, .dots = dots_##LEVEL,                      \
     .dots1 = dots1_##LEVEL, .act_fwd = act_fwd_##LEVEL, .act_bwd = act_bwd_##LEVEL,         \
-    .add = add_##LEVEL, .norm_fwd = norm_fwd_##LEVEL, .norm_bwd = norm_bwd_##LEVEL,         \
+    .mul = mul_##LEVEL, .norm_fwd = norm_fwd_##LEVEL, .norm_bwd = norm_bwd_##LEVEL,         \
     .xent = xent_##LEVEL, .sumsq = sumsq_##LEVEL, .adamw = adamw_##LEVEL,                   \
     .rope = rope_##LEVEL, .attention_row = attention_row_##LEVEL,                           \
     .attention_delta = attention_delta_##LEVEL, .softmax = softmax_##LEVEL,                 \
@@ -2998,7 +2996,7 @@ static void fill_level(nxt_context *cx, nxt_backend *t, int level) {
     t->norm_fwd = fast_norm_fwd, t->norm_bwd = fast_norm_bwd;
     t->attention_fwd = fast_attention_fwd, t->attention_bwd = fast_attention_bwd;
     t->act_fwd = fast_act_fwd, t->act_bwd = fast_act_bwd, t->rope = fast_rope;
-    t->add = fast_add, t->gather = fast_gather, t->scatter = fast_scatter;
+    t->mul = fast_mul, t->gather = fast_gather, t->scatter = fast_scatter;
     t->store = fast_store, t->fill = fast_fill, t->convert = fast_convert;
     t->xent = fast_xent, t->sumsq = fast_sumsq, t->adamw = fast_adamw;
 }
@@ -3084,7 +3082,7 @@ void nxt_context_destroy(nxt_context *cx) {
 static bool backend_is_complete(const nxt_backend *b) {
     return b->alloc && b->release && b->upload && b->download && b->sync && b->embed_fwd
            && b->embed_bwd && b->norm_fwd && b->norm_bwd && b->matmul && b->bias_bwd && b->rope
-           && b->attention_fwd && b->attention_bwd && b->act_fwd && b->act_bwd && b->add
+           && b->attention_fwd && b->attention_bwd && b->act_fwd && b->act_bwd && b->mul
            && b->gather && b->scatter && b->store && b->fill && b->convert && b->xent
            && b->sumsq && b->adamw;
 }
@@ -3133,6 +3131,11 @@ static inline mat rows_from(mat m, i64 at, i64 rows) {
     m.rows = rows;
     return m;
 }
+static inline mat cols_from(mat m, i64 at, i64 cols) {
+    m.p = (char *)m.p + at * dtype_size(m.type);
+    m.cols = cols;
+    return m;
+}
 /* `count` heads of `size` values inside m, the first at column `at`, `step` apart. */
 static inline heads heads_in(mat m, i64 at, i64 step, int count, int size) {
     return (heads){.p = (float *)m.p + at, .type = F32, .rows = m.rows, .stride = m.stride,
@@ -3146,6 +3149,7 @@ typedef struct param {
     mat w;            /* the weight in use: f32 master, or the file's own bytes */
     mat stored;       /* the file's bytes; p NULL for a model that has no file */
     mat grad;         /* p NULL: frozen. Gradients accumulate (I8) */
+    bool in_first;    /* stored (in, out), as GPT-2 does; else (out, in) */
     bool product;     /* a matrix product makes its gradient, and can set it or add to it */
     bool fresh;       /* the gradient counts as zero, whatever it holds */
     bool decay;       /* weight decay applies */
@@ -3171,18 +3175,20 @@ static void matmul(nxt_context *cx, mat c, mat a, mat b, int trans, float beta, 
     cx->ops->matmul(cx->device, c, a, b, trans, 1, beta, bias);
 }
 
-/* y = x W' + b, or y += with beta 1 */
+/* y = x W' + b, or y += with beta 1. A weight stored (in, out) is the transposed one already. */
 static void linear(nxt_context *cx, mat y, mat x, linear_params l, float beta) {
-    matmul(cx, y, x, weight(l.w), NXT_TRANS_B, beta, weight(l.b));
+    matmul(cx, y, x, weight(l.w), l.w->in_first ? 0 : NXT_TRANS_B, beta, weight(l.b));
 }
 
-/* dx = dy W (unless dx is absent), dW += dy' x, db += column sums: frozen ones are skipped.
- * The first product into a fresh gradient sets it: a step that had to clear its gradients and
- * then add to them would walk through another two copies of the weights. */
-static void linear_bwd(nxt_context *cx, mat dx, mat dy, mat x, linear_params l) {
-    if (dx.p) matmul(cx, dx, dy, weight(l.w), 0, 0, no_mat());
+/* dx = dy W + beta dx (unless dx is absent), dW += dy' x, db += column sums: frozen ones are
+ * skipped. The first product into a fresh gradient sets it: a step that had to clear its
+ * gradients and then add to them would walk through another two copies of the weights. */
+static void linear_bwd(nxt_context *cx, mat dx, mat dy, mat x, linear_params l, float beta) {
+    const mat left = l.w->in_first ? x : dy, right = l.w->in_first ? dy : x;
+    if (dx.p)
+        matmul(cx, dx, dy, weight(l.w), l.w->in_first ? NXT_TRANS_B : 0, beta, no_mat());
     if (grad(l.w).p) {
-        matmul(cx, grad(l.w), dy, x, NXT_TRANS_A, l.w->fresh ? 0 : 1, no_mat());
+        matmul(cx, grad(l.w), left, right, NXT_TRANS_A, l.w->fresh ? 0 : 1, no_mat());
         l.w->fresh = false;
     }
     if (grad(l.b).p) cx->ops->bias_bwd(cx->device, grad(l.b), dy);
@@ -3264,8 +3270,7 @@ PROFILED(act_fwd, (void *s, mat y, mat x, nxt_act_kind kind), (s, y, x, kind), 0
          2 * mat_bytes(x))
 PROFILED(act_bwd, (void *s, mat dx, mat dy, mat x, nxt_act_kind kind), (s, dx, dy, x, kind),
          0, 3 * mat_bytes(x))
-PROFILED(add, (void *s, mat y, mat a, mat b, mat c), (s, y, a, b, c), 0,
-         mat_bytes(y) + mat_bytes(a) + mat_bytes(b) + mat_bytes(c))
+PROFILED(mul, (void *s, mat y, mat a, mat b), (s, y, a, b), 0, 3 * mat_bytes(y))
 PROFILED(gather, (void *s, mat y, mat x, const i32 *rows), (s, y, x, rows), 0,
          2 * mat_bytes(y))
 PROFILED(scatter, (void *s, mat y, mat x, const i32 *rows), (s, y, x, rows), 0,
@@ -3350,7 +3355,7 @@ nxt_status nxt_profile_start(nxt_context *cx) {
         PROFILE(download), PROFILE(sync), PROFILE(embed_fwd), PROFILE(embed_bwd),
         PROFILE(norm_fwd), PROFILE(norm_bwd), PROFILE(matmul), PROFILE(bias_bwd),
         PROFILE(rope), PROFILE(attention_fwd), PROFILE(attention_bwd), PROFILE(act_fwd),
-        PROFILE(act_bwd), PROFILE(add), PROFILE(gather), PROFILE(scatter), PROFILE(store),
+        PROFILE(act_bwd), PROFILE(mul), PROFILE(gather), PROFILE(scatter), PROFILE(store),
         PROFILE(fill), PROFILE(convert), PROFILE(xent), PROFILE(sumsq), PROFILE(adamw)};
     cx->ops = &p->table, cx->device = p;
     return NXT_OK;
@@ -6737,133 +6742,303 @@ int nxt_token_is_special(const nxt_tokenizer *tok, int32_t id) {
  *
  * What differs between models is written in tables, so that forward and backward exist
  * once. A family says which keys of config.json hold its numbers and lists its parameters:
- * the role each plays here, its name in the files, its shape. GPT-NeoX [Black22] is
+ * the role each plays here, its name in the files, its shape. All of them are
  *
- *     x = embed(ids)
- *     per layer, parallel:    x = x + attention(norm1(x)) + mlp(norm2(x))
- *            or, sequential:  x = x + attention(norm1(x));  x = x + mlp(norm2(x))
+ *     x = embed(ids) (+ positions)
+ *     per layer, sequential:  x = x + attention(norm1(x));  x = x + mlp(norm2(x))
+ *            or, parallel:    x = x + attention(norm1(x)) + mlp(norm2(x))
  *     logits = norm(x) head'
  *
- * Its fused projection is interleaved per head: rows 3hD .. 3hD+3D of `query_key_value`
- * are q, k and v of head h. The views of §9 address them where they lie.
+ * and differ in little:
+ *
+ *                positions        norm       q, k, v               feed-forward
+ *     GPT-NeoX   rotary, a part   LayerNorm  one matrix, per head  down(act(up x))
+ *     GPT-2      learned          LayerNorm  one matrix, blocks    the same, stored (in, out)
+ *     GPT-Neo    learned          LayerNorm  three; windows        down(act(up x))
+ *     Llama      rotary           RMSNorm    three; grouped heads  down(act(gate x) * up x)
+ *
+ * [Black22, Radford19, Black21, Touvron23]. GPT-NeoX's fused projection is interleaved per
+ * head: rows 3hD .. 3hD+3D of `query_key_value` are q, k and v of head h; GPT-2 has all of q,
+ * then all of k, then all of v. The views of §9 address either where it lies.
  */
 typedef enum role {
-    EMBED_W, FINAL_NORM_W, FINAL_NORM_B, HEAD_W, /* once */
-    NORM1_W, NORM1_B, QKV_W, QKV_B, OUT_W, OUT_B, NORM2_W, NORM2_B, UP_W, UP_B, DOWN_W,
-    DOWN_B, ROLES                                /* in every layer */
+    EMBED_W, POSITION_W, FINAL_NORM_W, FINAL_NORM_B, HEAD_W, /* once; the others per layer: */
+    NORM1_W, NORM1_B, QKV_W, QKV_B, Q_W, Q_B, K_W, K_B, V_W, V_B, OUT_W, OUT_B, NORM2_W,
+    NORM2_B, GATE_W, GATE_B, UP_W, UP_B, DOWN_W, DOWN_B, ROLES
 } role;
 
-/* The numbers of one model; those the tables fill from config.json are i64. */
+/* The numbers of one model, as config.json gives them; a few follow from the others. */
 typedef struct shape {
     i64 V, C, L, H, F, T; /* vocabulary, channels, layers, heads, feed-forward, positions */
-    i64 D;                /* head size, C / H */
+    i64 G, D;             /* heads of keys and values; the size of a head */
     i64 bos, eos;         /* ids; -1 for none */
     i64 rotary, pairs;    /* values of each head that turn with the position; pairs of them */
-    float rope_base, rope_factor;
+    i64 window;           /* rows that a local layer sees; 0: no layer is local */
+    float rotary_share, rope_base, rope_factor;
+    float rope_low, rope_high, rope_original; /* Llama 3's bounds; 0: the factor is for all */
     float eps, init_std;
+    float dropout[3];     /* of embeddings, attention, branches: what the model was made with */
     nxt_act_kind act;
-    bool parallel, tied, attention_bias;
+    nxt_norm_kind norm;
+    bool parallel, tied, gated, qkv_bias, out_bias, mlp_bias;
+    bool scaled, scaled_by_layer; /* attention's scores: by 1/sqrt(D); also by 1/(layer + 1) */
+    bool sliding;                 /* windows that are not supported here */
 } shape;
 
-/* A shape is a name, not a number, until the config gives the numbers. */
-typedef enum dim { ONE, DIM_C, DIM_3C, DIM_F, DIM_V } dim;
-typedef enum init_kind { INIT_NORMAL, INIT_ZERO, INIT_ONE } init_kind;
+/* A shape is a name, not a number, until the config gives the numbers. DIM_QKV is the width of
+ * q, k and v side by side: (H + 2 G) D. */
+typedef enum dim { ONE, DIM_C, DIM_Q, DIM_KV, DIM_QKV, DIM_F, DIM_V, DIM_T } dim;
+typedef enum init_kind { INIT_NORMAL, INIT_ZERO, INIT_ONE, INIT_DEEP } init_kind;
 
 typedef struct param_row {
     role role;
     const char *name; /* %d: the layer */
     dim rows, cols;   /* ONE row: a vector */
-    init_kind init;
-    bool decay;       /* as Hugging Face's Trainer: not biases, not norms */
-    const char *also; /* another name that files use */
 } param_row;
 
+/* A number of the config: where it goes, and what it is when the config does not say. */
+typedef enum key_kind { COUNTED, REAL, FLAGGED } key_kind;
 typedef struct config_key {
     const char *key;
-    size_t field; /* of shape */
-    i64 otherwise;
+    key_kind kind;
+    size_t field; /* of shape: i64, float or bool */
+    double otherwise;
 } config_key;
 
 typedef struct family {
     const char *model_type, *architecture;
+    const char *prefix;    /* of names; the files of base models do without it */
+    const char *act_key, *act;
+    nxt_norm_kind norm;
+    bool in_first;         /* matrices of layers are stored (in, out) */
+    bool qkv_per_head;     /* q, k and v of a head lie together */
+    bool deep_init;        /* what ends a branch starts smaller: 1/sqrt(2 L) */
+    bool grouped;          /* keys and values may have fewer heads */
     const config_key *keys;
     i64 key_count;
     const param_row *rows;
     i64 row_count;
-    const char *const *ignored; /* endings of tensors that hold no weights */
+    const char *head_also; /* another name of the head's weight */
 } family;
 
 /* A key that a config does not mention has the value that Hugging Face's class gives it: old
  * configs were written when a default went without saying. (The default sizes are those of
- * GPT-NeoX-20B, the family's first member.) */
-static const config_key neox_keys[] = { /* defaults: Hugging Face's GPTNeoXConfig */
-    {"vocab_size", offsetof(shape, V), 50432},
-    {"hidden_size", offsetof(shape, C), 6144},
-    {"num_hidden_layers", offsetof(shape, L), 44},
-    {"num_attention_heads", offsetof(shape, H), 64},
-    {"intermediate_size", offsetof(shape, F), 24576},
-    {"max_position_embeddings", offsetof(shape, T), 2048},
-    {"bos_token_id", offsetof(shape, bos), 0},
-    {"eos_token_id", offsetof(shape, eos), 2},
+ * the family's first member.) A count of -1 stands for null: "as follows from the others". */
+#define KEY(NAME, KIND, FIELD, OTHERWISE) {NAME, KIND, offsetof(shape, FIELD), OTHERWISE}
+static const config_key neox_keys[] = { /* GPTNeoXConfig */
+    KEY("vocab_size", COUNTED, V, 50432), KEY("hidden_size", COUNTED, C, 6144),
+    KEY("num_hidden_layers", COUNTED, L, 44), KEY("num_attention_heads", COUNTED, H, 64),
+    KEY("intermediate_size", COUNTED, F, 24576),
+    KEY("max_position_embeddings", COUNTED, T, 2048),
+    KEY("bos_token_id", COUNTED, bos, 0), KEY("eos_token_id", COUNTED, eos, 2),
+    KEY("layer_norm_eps", REAL, eps, 1e-5), KEY("initializer_range", REAL, init_std, 0.02),
+    KEY("rotary_pct", REAL, rotary_share, 0.25), KEY("rotary_emb_base", REAL, rope_base, 10000),
+    KEY("hidden_dropout", REAL, dropout[2], 0), KEY("attention_dropout", REAL, dropout[1], 0),
+    KEY("use_parallel_residual", FLAGGED, parallel, true),
+    KEY("tie_word_embeddings", FLAGGED, tied, false),
+    KEY("attention_bias", FLAGGED, qkv_bias, true),
 };
+static const config_key gpt2_keys[] = { /* GPT2Config */
+    KEY("vocab_size", COUNTED, V, 50257), KEY("n_embd", COUNTED, C, 768),
+    KEY("n_layer", COUNTED, L, 12), KEY("n_head", COUNTED, H, 12),
+    KEY("n_inner", COUNTED, F, -1), KEY("n_positions", COUNTED, T, 1024),
+    KEY("bos_token_id", COUNTED, bos, 50256), KEY("eos_token_id", COUNTED, eos, 50256),
+    KEY("layer_norm_epsilon", REAL, eps, 1e-5), KEY("initializer_range", REAL, init_std, 0.02),
+    KEY("embd_pdrop", REAL, dropout[0], 0.1), KEY("attn_pdrop", REAL, dropout[1], 0.1),
+    KEY("resid_pdrop", REAL, dropout[2], 0.1),
+    KEY("scale_attn_weights", FLAGGED, scaled, true),
+    KEY("scale_attn_by_inverse_layer_idx", FLAGGED, scaled_by_layer, false),
+    KEY("tie_word_embeddings", FLAGGED, tied, true),
+};
+static const config_key neo_keys[] = { /* GPTNeoConfig */
+    KEY("vocab_size", COUNTED, V, 50257), KEY("hidden_size", COUNTED, C, 2048),
+    KEY("num_layers", COUNTED, L, 24), KEY("num_heads", COUNTED, H, 16),
+    KEY("intermediate_size", COUNTED, F, -1),
+    KEY("max_position_embeddings", COUNTED, T, 2048), KEY("window_size", COUNTED, window, 256),
+    KEY("bos_token_id", COUNTED, bos, 50256), KEY("eos_token_id", COUNTED, eos, 50256),
+    KEY("layer_norm_epsilon", REAL, eps, 1e-5), KEY("initializer_range", REAL, init_std, 0.02),
+    KEY("embed_dropout", REAL, dropout[0], 0), KEY("attention_dropout", REAL, dropout[1], 0),
+    KEY("resid_dropout", REAL, dropout[2], 0),
+    KEY("tie_word_embeddings", FLAGGED, tied, true),
+};
+static const config_key llama_keys[] = { /* LlamaConfig */
+    KEY("vocab_size", COUNTED, V, 32000), KEY("hidden_size", COUNTED, C, 4096),
+    KEY("num_hidden_layers", COUNTED, L, 32), KEY("num_attention_heads", COUNTED, H, 32),
+    KEY("num_key_value_heads", COUNTED, G, -1), KEY("head_dim", COUNTED, D, -1),
+    KEY("intermediate_size", COUNTED, F, 11008),
+    KEY("max_position_embeddings", COUNTED, T, 2048),
+    KEY("bos_token_id", COUNTED, bos, 1), KEY("eos_token_id", COUNTED, eos, 2),
+    KEY("rms_norm_eps", REAL, eps, 1e-6), KEY("initializer_range", REAL, init_std, 0.02),
+    KEY("rope_theta", REAL, rope_base, 10000),
+    KEY("attention_dropout", REAL, dropout[1], 0),
+    KEY("tie_word_embeddings", FLAGGED, tied, false),
+    KEY("attention_bias", FLAGGED, qkv_bias, false), KEY("mlp_bias", FLAGGED, mlp_bias, false),
+};
+static const config_key qwen2_keys[] = { /* Qwen2Config: a Llama with biases at q, k and v */
+    KEY("vocab_size", COUNTED, V, 151936), KEY("hidden_size", COUNTED, C, 4096),
+    KEY("num_hidden_layers", COUNTED, L, 32), KEY("num_attention_heads", COUNTED, H, 32),
+    KEY("num_key_value_heads", COUNTED, G, 32), KEY("head_dim", COUNTED, D, -1),
+    KEY("intermediate_size", COUNTED, F, 22016),
+    KEY("max_position_embeddings", COUNTED, T, 32768),
+    KEY("bos_token_id", COUNTED, bos, -1), KEY("eos_token_id", COUNTED, eos, -1),
+    KEY("rms_norm_eps", REAL, eps, 1e-6), KEY("initializer_range", REAL, init_std, 0.02),
+    KEY("rope_theta", REAL, rope_base, 10000),
+    KEY("attention_dropout", REAL, dropout[1], 0),
+    KEY("use_sliding_window", FLAGGED, sliding, false),
+    KEY("tie_word_embeddings", FLAGGED, tied, false),
+};
+#undef KEY
 
-#define NEOX "gpt_neox."
-#define NEOX_LAYER NEOX "layers.%d."
 /* The order is that of the files' own listings: embedding, layers, last norm, head. Every
  * weight is stored (out, in), as PyTorch's Linear has it; the product reads it transposed.
+ * GPT-2's are (in, out): its authors' Conv1D.
  *
  *     query_key_value.weight, (3C, C):     head 0: q (D rows), k (D), v (D)
- *                                          head 1: q (D rows), k (D), v (D)     ...
- *
- * where GPT-2 would have all of q, then all of k, then all of v. */
+ *                                          head 1: q (D rows), k (D), v (D)     ...        */
+#define NEOX "gpt_neox."
+#define IN_LAYER NEOX "layers.%d."
 static const param_row neox_rows[] = {
-    {EMBED_W, NEOX "embed_in.weight", DIM_V, DIM_C, INIT_NORMAL, true, NULL},
-    {NORM1_W, NEOX_LAYER "input_layernorm.weight", ONE, DIM_C, INIT_ONE, false, NULL},
-    {NORM1_B, NEOX_LAYER "input_layernorm.bias", ONE, DIM_C, INIT_ZERO, false, NULL},
-    {QKV_W, NEOX_LAYER "attention.query_key_value.weight", DIM_3C, DIM_C, INIT_NORMAL, true,
-     NULL},
-    {QKV_B, NEOX_LAYER "attention.query_key_value.bias", ONE, DIM_3C, INIT_ZERO, false, NULL},
-    {OUT_W, NEOX_LAYER "attention.dense.weight", DIM_C, DIM_C, INIT_NORMAL, true, NULL},
-    {OUT_B, NEOX_LAYER "attention.dense.bias", ONE, DIM_C, INIT_ZERO, false, NULL},
-    {NORM2_W, NEOX_LAYER "post_attention_layernorm.weight", ONE, DIM_C, INIT_ONE, false, NULL},
-    {NORM2_B, NEOX_LAYER "post_attention_layernorm.bias", ONE, DIM_C, INIT_ZERO, false, NULL},
-    {UP_W, NEOX_LAYER "mlp.dense_h_to_4h.weight", DIM_F, DIM_C, INIT_NORMAL, true, NULL},
-    {UP_B, NEOX_LAYER "mlp.dense_h_to_4h.bias", ONE, DIM_F, INIT_ZERO, false, NULL},
-    {DOWN_W, NEOX_LAYER "mlp.dense_4h_to_h.weight", DIM_C, DIM_F, INIT_NORMAL, true, NULL},
-    {DOWN_B, NEOX_LAYER "mlp.dense_4h_to_h.bias", ONE, DIM_C, INIT_ZERO, false, NULL},
-    {FINAL_NORM_W, NEOX "final_layer_norm.weight", ONE, DIM_C, INIT_ONE, false, NULL},
-    {FINAL_NORM_B, NEOX "final_layer_norm.bias", ONE, DIM_C, INIT_ZERO, false, NULL},
-    {HEAD_W, "embed_out.weight", DIM_V, DIM_C, INIT_NORMAL, true, "lm_head.weight"},
+    {EMBED_W, NEOX "embed_in.weight", DIM_V, DIM_C},
+    {NORM1_W, IN_LAYER "input_layernorm.weight", ONE, DIM_C},
+    {NORM1_B, IN_LAYER "input_layernorm.bias", ONE, DIM_C},
+    {QKV_W, IN_LAYER "attention.query_key_value.weight", DIM_QKV, DIM_C},
+    {QKV_B, IN_LAYER "attention.query_key_value.bias", ONE, DIM_QKV},
+    {OUT_W, IN_LAYER "attention.dense.weight", DIM_C, DIM_Q},
+    {OUT_B, IN_LAYER "attention.dense.bias", ONE, DIM_C},
+    {NORM2_W, IN_LAYER "post_attention_layernorm.weight", ONE, DIM_C},
+    {NORM2_B, IN_LAYER "post_attention_layernorm.bias", ONE, DIM_C},
+    {UP_W, IN_LAYER "mlp.dense_h_to_4h.weight", DIM_F, DIM_C},
+    {UP_B, IN_LAYER "mlp.dense_h_to_4h.bias", ONE, DIM_F},
+    {DOWN_W, IN_LAYER "mlp.dense_4h_to_h.weight", DIM_C, DIM_F},
+    {DOWN_B, IN_LAYER "mlp.dense_4h_to_h.bias", ONE, DIM_C},
+    {FINAL_NORM_W, NEOX "final_layer_norm.weight", ONE, DIM_C},
+    {FINAL_NORM_B, NEOX "final_layer_norm.bias", ONE, DIM_C},
+    {HEAD_W, "embed_out.weight", DIM_V, DIM_C},
 };
 #undef NEOX
-#undef NEOX_LAYER
+#undef IN_LAYER
+
+#define GPT "transformer."
+#define IN_LAYER GPT "h.%d."
+static const param_row gpt2_rows[] = {
+    {EMBED_W, GPT "wte.weight", DIM_V, DIM_C},
+    {POSITION_W, GPT "wpe.weight", DIM_T, DIM_C},
+    {NORM1_W, IN_LAYER "ln_1.weight", ONE, DIM_C},
+    {NORM1_B, IN_LAYER "ln_1.bias", ONE, DIM_C},
+    {QKV_W, IN_LAYER "attn.c_attn.weight", DIM_C, DIM_QKV},
+    {QKV_B, IN_LAYER "attn.c_attn.bias", ONE, DIM_QKV},
+    {OUT_W, IN_LAYER "attn.c_proj.weight", DIM_Q, DIM_C},
+    {OUT_B, IN_LAYER "attn.c_proj.bias", ONE, DIM_C},
+    {NORM2_W, IN_LAYER "ln_2.weight", ONE, DIM_C},
+    {NORM2_B, IN_LAYER "ln_2.bias", ONE, DIM_C},
+    {UP_W, IN_LAYER "mlp.c_fc.weight", DIM_C, DIM_F},
+    {UP_B, IN_LAYER "mlp.c_fc.bias", ONE, DIM_F},
+    {DOWN_W, IN_LAYER "mlp.c_proj.weight", DIM_F, DIM_C},
+    {DOWN_B, IN_LAYER "mlp.c_proj.bias", ONE, DIM_C},
+    {FINAL_NORM_W, GPT "ln_f.weight", ONE, DIM_C},
+    {FINAL_NORM_B, GPT "ln_f.bias", ONE, DIM_C},
+    {HEAD_W, "lm_head.weight", DIM_V, DIM_C},
+};
+static const param_row neo_rows[] = {
+    {EMBED_W, GPT "wte.weight", DIM_V, DIM_C},
+    {POSITION_W, GPT "wpe.weight", DIM_T, DIM_C},
+    {NORM1_W, IN_LAYER "ln_1.weight", ONE, DIM_C},
+    {NORM1_B, IN_LAYER "ln_1.bias", ONE, DIM_C},
+    {K_W, IN_LAYER "attn.attention.k_proj.weight", DIM_KV, DIM_C},
+    {V_W, IN_LAYER "attn.attention.v_proj.weight", DIM_KV, DIM_C},
+    {Q_W, IN_LAYER "attn.attention.q_proj.weight", DIM_Q, DIM_C},
+    {OUT_W, IN_LAYER "attn.attention.out_proj.weight", DIM_C, DIM_Q},
+    {OUT_B, IN_LAYER "attn.attention.out_proj.bias", ONE, DIM_C},
+    {NORM2_W, IN_LAYER "ln_2.weight", ONE, DIM_C},
+    {NORM2_B, IN_LAYER "ln_2.bias", ONE, DIM_C},
+    {UP_W, IN_LAYER "mlp.c_fc.weight", DIM_F, DIM_C},
+    {UP_B, IN_LAYER "mlp.c_fc.bias", ONE, DIM_F},
+    {DOWN_W, IN_LAYER "mlp.c_proj.weight", DIM_C, DIM_F},
+    {DOWN_B, IN_LAYER "mlp.c_proj.bias", ONE, DIM_C},
+    {FINAL_NORM_W, GPT "ln_f.weight", ONE, DIM_C},
+    {FINAL_NORM_B, GPT "ln_f.bias", ONE, DIM_C},
+    {HEAD_W, "lm_head.weight", DIM_V, DIM_C},
+};
+#undef GPT
+#undef IN_LAYER
+
+#define LLAMA "model."
+#define IN_LAYER LLAMA "layers.%d."
+static const param_row llama_rows[] = {
+    {EMBED_W, LLAMA "embed_tokens.weight", DIM_V, DIM_C},
+    {Q_W, IN_LAYER "self_attn.q_proj.weight", DIM_Q, DIM_C},
+    {Q_B, IN_LAYER "self_attn.q_proj.bias", ONE, DIM_Q},
+    {K_W, IN_LAYER "self_attn.k_proj.weight", DIM_KV, DIM_C},
+    {K_B, IN_LAYER "self_attn.k_proj.bias", ONE, DIM_KV},
+    {V_W, IN_LAYER "self_attn.v_proj.weight", DIM_KV, DIM_C},
+    {V_B, IN_LAYER "self_attn.v_proj.bias", ONE, DIM_KV},
+    {OUT_W, IN_LAYER "self_attn.o_proj.weight", DIM_C, DIM_Q},
+    {OUT_B, IN_LAYER "self_attn.o_proj.bias", ONE, DIM_C},
+    {GATE_W, IN_LAYER "mlp.gate_proj.weight", DIM_F, DIM_C},
+    {GATE_B, IN_LAYER "mlp.gate_proj.bias", ONE, DIM_F},
+    {UP_W, IN_LAYER "mlp.up_proj.weight", DIM_F, DIM_C},
+    {UP_B, IN_LAYER "mlp.up_proj.bias", ONE, DIM_F},
+    {DOWN_W, IN_LAYER "mlp.down_proj.weight", DIM_C, DIM_F},
+    {DOWN_B, IN_LAYER "mlp.down_proj.bias", ONE, DIM_C},
+    {NORM1_W, IN_LAYER "input_layernorm.weight", ONE, DIM_C},
+    {NORM2_W, IN_LAYER "post_attention_layernorm.weight", ONE, DIM_C},
+    {FINAL_NORM_W, LLAMA "norm.weight", ONE, DIM_C},
+    {HEAD_W, "lm_head.weight", DIM_V, DIM_C},
+};
+#undef LLAMA
+#undef IN_LAYER
 
 /* Older versions of transformers saved the causal mask and the rotary frequencies, which are
- * computed, not learned. Pythia's own files carry them. */
-static const char *const neox_ignored[] = {".attention.bias", ".attention.masked_bias",
-                                           ".rotary_emb.inv_freq", NULL};
+ * computed, not learned. The hub's own files of Pythia and GPT-2 carry them. */
+static const char *const buffer_names[] = {".attention.bias", ".attention.masked_bias",
+                                           ".attn.bias", ".attn.masked_bias",
+                                           ".rotary_emb.inv_freq"};
 
+#define TABLE(NAME) NAME##_keys, COUNT(NAME##_keys), NAME##_rows, COUNT(NAME##_rows)
 static const family families[] = {
-    {"gpt_neox", "GPTNeoXForCausalLM", neox_keys, COUNT(neox_keys), neox_rows,
-     COUNT(neox_rows), neox_ignored},
+    {"gpt_neox", "GPTNeoXForCausalLM", "", "hidden_act", "gelu", NXT_LAYER_NORM, false, true,
+     false, false, TABLE(neox), "lm_head.weight"},
+    {"gpt2", "GPT2LMHeadModel", "transformer.", "activation_function", "gelu_new",
+     NXT_LAYER_NORM, true, false, true, false, TABLE(gpt2), NULL},
+    {"gpt_neo", "GPTNeoForCausalLM", "transformer.", "activation_function", "gelu_new",
+     NXT_LAYER_NORM, false, false, false, false, TABLE(neo), NULL},
+    {"llama", "LlamaForCausalLM", "model.", "hidden_act", "silu", NXT_RMS_NORM, false, false,
+     false, true, TABLE(llama), NULL},
+    {"qwen2", "Qwen2ForCausalLM", "model.", "hidden_act", "silu", NXT_RMS_NORM, false, false,
+     false, true, qwen2_keys, COUNT(qwen2_keys), llama_rows, COUNT(llama_rows), NULL},
 };
+#undef TABLE
+
+static bool has_role(const family *f, role r) {
+    for (i64 i = 0; i < f->row_count; i++)
+        if (f->rows[i].role == r) return true;
+    return false;
+}
 
 enum { CONFIG_BYTES = 64 << 20 }; /* no honest config is larger */
 
 /* -- config.json ----------------------------------------------------------------------- */
 /* One number of the config, checked for sense: sizes are multiplied later, and a hostile
- * one must not overflow there. */
-static nxt_status config_integer(nxt_context *cx, const char *where, const json *config,
-                                 const config_key *k, shape *s) {
+ * one must not overflow there. A member of the wrong kind is a mistake, not a reason to take
+ * the default. */
+static nxt_status config_number(nxt_context *cx, const char *where, const json *config,
+                                const config_key *k, shape *s) {
     const json *v = json_get(config, k->key);
-    double x = (double)k->otherwise;
-    if (v && v->kind == JSON_ARRAY && v->first) v = v->first; /* several eos: the first */
-    if (v && v->kind == JSON_NUMBER) x = v->number;
-    else if (v && v->kind == JSON_NULL) x = -1;
-    else if (v) return fail(cx, NXT_FORMAT, "%s: \"%s\" is not a number", where, k->key);
-    if (x != floor(x) || x < -1 || x > 1e9)
+    const bool null = v && v->kind == JSON_NULL, flag = k->kind == FLAGGED;
+    void *field = (char *)s + k->field;
+    double x = k->otherwise;
+    if (v && k->kind == COUNTED && v->kind == JSON_ARRAY && v->first) v = v->first; /* eos */
+    if (v && flag && (v->kind == JSON_TRUE || v->kind == JSON_FALSE)) x = v->kind == JSON_TRUE;
+    else if (v && !flag && v->kind == JSON_NUMBER) x = v->number;
+    else if (null && k->kind == COUNTED) x = -1;
+    else if (v && !null)
+        return fail(cx, NXT_FORMAT, "%s: \"%s\" is not %s", where, k->key,
+                    flag ? "true or false" : "a number");
+    if (k->kind == COUNTED && (x != floor(x) || x < -1 || x > 1e9))
         return fail(cx, NXT_FORMAT, "%s: \"%s\" is %g, not a sensible size", where, k->key, x);
-    *(i64 *)((char *)s + k->field) = (i64)x;
+    if (flag) *(bool *)field = x != 0;
+    else if (k->kind == REAL) *(float *)field = (float)x;
+    else *(i64 *)field = (i64)x;
     return NXT_OK;
 }
 
@@ -6883,7 +7058,7 @@ static nxt_status config_activation(nxt_context *cx, const char *where, const ch
                 "gelu_pytorch_tanh, relu, silu are)", where, name);
 }
 
-/* Rotary settings have two spellings: rotary_pct, rotary_emb_base and rope_scaling up to
+/* Rotary settings have two spellings: rotary_pct, rope_theta and rope_scaling up to
  * transformers 4, rope_parameters {rope_theta, partial_rotary_factor, ...} from 5 on.
  * "dynamic" scaling changes nothing within max_position_embeddings, our limit anyway. */
 static nxt_status config_rope(nxt_context *cx, const char *where, const json *config,
@@ -6891,16 +7066,22 @@ static nxt_status config_rope(nxt_context *cx, const char *where, const json *co
     const json *newer = json_get(config, "rope_parameters"),
                *older = json_get(config, "rope_scaling");
     const json *scaling = newer && newer->kind == JSON_OBJECT ? newer : older;
-    double share = json_number(config, "rotary_pct", 0.25);
-    double base = json_number(config, "rotary_emb_base", 10000);
-    share = json_number(newer, "partial_rotary_factor", share);
-    base = json_number(newer, "rope_theta", base);
+    const double share = json_number(newer, "partial_rotary_factor", (double)s->rotary_share);
+    const double base = json_number(newer, "rope_theta", (double)s->rope_base);
     const char *type = json_text(scaling, "rope_type", json_text(scaling, "type", "default"));
+    const bool llama3 = !strcmp(type, "llama3");
     s->rope_factor = 1;
-    if (!strcmp(type, "linear")) s->rope_factor = (float)json_number(scaling, "factor", 1);
+    if (!strcmp(type, "linear") || llama3)
+        s->rope_factor = (float)json_number(scaling, "factor", 1);
     else if (strcmp(type, "default") && strcmp(type, "dynamic"))
         return fail(cx, NXT_UNSUPPORTED, "%s: rope type \"%s\" is not supported", where, type);
-    if (!(share >= 0 && share <= 1 && base > 0 && s->rope_factor > 0))
+    if (llama3) {
+        s->rope_low = (float)json_number(scaling, "low_freq_factor", 1);
+        s->rope_high = (float)json_number(scaling, "high_freq_factor", 4);
+        s->rope_original = (float)json_number(scaling, "original_max_position_embeddings", 0);
+    }
+    if (!(share >= 0 && share <= 1 && base > 0 && s->rope_factor > 0)
+        || (llama3 && !(s->rope_low > 0 && s->rope_high > s->rope_low && s->rope_original > 0)))
         return fail(cx, NXT_FORMAT, "%s: rotary share %g, base %g, factor %g make no sense",
                     where, share, base, (double)s->rope_factor);
     s->rotary = (i64)((double)s->D * share);
@@ -6912,32 +7093,28 @@ static nxt_status config_rope(nxt_context *cx, const char *where, const json *co
     return NXT_OK;
 }
 
-/* A member of the wrong kind is a mistake, not a reason to take the default. Dropout is known
- * and not applied: the one case in which training would differ from Hugging Face's. */
-static nxt_status config_kinds(nxt_context *cx, const char *where, const json *config) {
-    static const struct { const char *key; bool number;
-    } known[] = {
-        {"layer_norm_eps", true},         {"rotary_pct", true},
-        {"rotary_emb_base", true},        {"initializer_range", true},
-        {"hidden_dropout", true},         {"attention_dropout", true},
-        {"use_parallel_residual", false}, {"tie_word_embeddings", false},
-        {"attention_bias", false},
-    };
-    for (i64 i = 0; i < COUNT(known); i++) {
-        const json *v = json_get(config, known[i].key);
-        if (!v || v->kind == JSON_NULL) continue;
-        if (known[i].number != (v->kind == JSON_NUMBER)
-            || (!known[i].number && v->kind != JSON_TRUE && v->kind != JSON_FALSE))
-            return fail(cx, NXT_FORMAT, "%s: \"%s\" is not %s", where, known[i].key,
-                        known[i].number ? "a number" : "true or false");
-        if (ends_with(known[i].key, "_dropout") && v->number > 0)
-            say(cx, NXT_LOG_WARNING, "%s: \"%s\" is %g; training here does without dropout",
-                where, known[i].key, v->number);
-    }
+/* What follows from the other numbers, and whether a model can have such sizes. */
+static nxt_status config_sizes(nxt_context *cx, const char *where, const family *f, shape *s) {
+    const bool divides = s->H > 0 && (s->D > 0 || s->C % s->H == 0);
+    if (s->F < 0) s->F = 4 * s->C;
+    if (s->G < 1 || !f->grouped) s->G = s->H;
+    if (s->D < 1 && s->H > 0) s->D = s->C / s->H;
+    const double wide = (double)(2 * s->H + 2 * s->G) * (double)s->D;
+    const double elements = (double)s->L * (double)s->C * (wide + 3.0 * (double)s->F)
+                            + (2.0 * (double)s->V + (double)s->T) * (double)s->C;
+    if (s->V < 2 || s->C < 2 || s->L < 1 || s->H < 1 || s->F < 2 || s->T < 1 || s->L > 100000
+        || !divides || s->H % s->G || s->D > 100000 || s->V > INT32_MAX / 2 || elements > 1e13)
+        return fail(cx, NXT_FORMAT,
+                    "%s: impossible sizes: %" PRId64 " layers, %" PRId64 " wide, %" PRId64
+                    " heads, %" PRId64 " inner, %" PRId64 " vocabulary, %" PRId64 " positions",
+                    where, s->L, s->C, s->H, s->F, s->V, s->T);
+    if (!(s->eps > 0 && isfinite(s->eps)))
+        return fail(cx, NXT_FORMAT, "%s: the norm's epsilon is %g", where, (double)s->eps);
     return NXT_OK;
 }
 
-/* From the tree of config.json to the numbers of a shape. */
+/* From the tree of config.json to the numbers of a shape. What no key says: NeoX has one flag
+ * for both biases of attention, and so has Llama; GPT-2 and GPT-Neo have those in the table. */
 static nxt_status config_shape(nxt_context *cx, const char *where, const json *config,
                                const family **out_family, shape *s) {
     const char *type = json_text(config, "model_type", "");
@@ -6945,37 +7122,55 @@ static nxt_status config_shape(nxt_context *cx, const char *where, const json *c
     for (i64 i = 0; i < COUNT(families); i++)
         if (!strcmp(type, families[i].model_type)) f = &families[i];
     if (!f)
-        return fail(cx, NXT_UNSUPPORTED, "%s: model_type \"%s\" is not supported (gpt_neox is)",
-                    where, type);
+        return fail(cx, NXT_UNSUPPORTED, "%s: model_type \"%s\" is not supported (gpt_neox, "
+                    "gpt2, gpt_neo, llama and qwen2 are)", where, type);
     *out_family = f;
+    s->qkv_bias = s->mlp_bias = s->scaled = true;
+    s->rotary_share = 1;
     for (i64 i = 0; i < f->key_count; i++)
-        TRY(config_integer(cx, where, config, &f->keys[i], s));
-    const double elements = (double)s->L * (double)s->C * (double)(4 * s->C + 2 * s->F)
-                            + 2.0 * (double)s->V * (double)s->C;
-    if (s->V < 2 || s->C < 2 || s->L < 1 || s->H < 1 || s->F < 2 || s->T < 1 || s->L > 100000
-        || s->C % s->H || s->V > INT32_MAX / 2 || elements > 1e13)
-        return fail(cx, NXT_FORMAT,
-                    "%s: impossible sizes: %" PRId64 " layers, %" PRId64 " wide, %" PRId64
-                    " heads, %" PRId64 " inner, %" PRId64 " vocabulary, %" PRId64 " positions",
-                    where, s->L, s->C, s->H, s->F, s->V, s->T);
-    TRY(config_kinds(cx, where, config));
-    s->D = s->C / s->H;
-    s->eps = (float)json_number(config, "layer_norm_eps", 1e-5);
-    s->init_std = (float)json_number(config, "initializer_range", 0.02);
-    s->parallel = json_bool(config, "use_parallel_residual", true);
-    s->tied = json_bool(config, "tie_word_embeddings", false);
-    s->attention_bias = json_bool(config, "attention_bias", true);
-    if (!(s->eps > 0 && isfinite(s->eps)))
-        return fail(cx, NXT_FORMAT, "%s: \"layer_norm_eps\" is %g", where, (double)s->eps);
-    TRY(config_activation(cx, where, json_text(config, "hidden_act", "gelu"), &s->act));
-    return config_rope(cx, where, config, s);
+        TRY(config_number(cx, where, config, &f->keys[i], s));
+    TRY(config_sizes(cx, where, f, s));
+    const bool rotary = !has_role(f, POSITION_W), qwen = !strcmp(type, "qwen2");
+    s->norm = f->norm, s->gated = has_role(f, GATE_W);
+    s->out_bias = !qwen && s->qkv_bias;
+    s->mlp_bias &= !qwen;
+    s->scaled &= s->window == 0; /* GPT-Neo's scores are not scaled */
+    if (s->sliding)
+        return fail(cx, NXT_UNSUPPORTED, "%s: use_sliding_window is not supported", where);
+    TRY(config_activation(cx, where, json_text(config, f->act_key, f->act), &s->act));
+    return rotary ? config_rope(cx, where, config, s) : NXT_OK;
+}
+
+/* Which of GPT-Neo's layers are local, item by item: [[["global", "local"], times], ...], or
+ * "attention_layers", the same written out; without either every second one. Returns how many
+ * layers are named, or -1 for something else. */
+static i64 config_local(const json *config, i64 L, bool *local) {
+    const json *types = json_get(config, "attention_types");
+    const json *list = json_get(config, "attention_layers");
+    i64 l = 0;
+    for (const json *t = types ? types->first : NULL; t; t = t->next) {
+        const json *cycle = t->first, *times = cycle ? cycle->next : NULL;
+        i64 n = 0;
+        if (!json_integer(times, &n) || n < 0 || n > L || cycle->kind != JSON_ARRAY) return -1;
+        for (i64 k = 0; k < n; k++)
+            for (const json *c = cycle->first; c; c = c->next, l++)
+                if (l < L) local[l] = c->kind == JSON_STRING && !strcmp(c->text, "local");
+    }
+    if (!types && list)
+        for (const json *c = list->first; c; c = c->next, l++)
+            if (l < L) local[l] = c->kind == JSON_STRING && !strcmp(c->text, "local");
+    if (!types && !list)
+        for (; l < L; l++) local[l] = l % 2;
+    return l;
 }
 
 /* -- The model ------------------------------------------------------------------------- */
 /* The parameters of one layer under the names that §16 and §17 use. */
 typedef struct layer_params {
     norm_params norm1, norm2;
-    linear_params qkv, out, up, down;
+    linear_params qkv, q, k, v; /* one matrix, or three */
+    linear_params out, gate, up, down;
+    bool local;                 /* attention sees a window only */
 } layer_params;
 
 struct nxt_model {
@@ -6991,6 +7186,7 @@ struct nxt_model {
     i64 param_count;
     i64 elements;          /* in all parameters */
     param *embed, *head;   /* the same one when tied */
+    param *positions;      /* NULL where they are rotary */
     norm_params final_norm;
     layer_params *layers;
     float *freq;           /* rope's angles per position, (pairs) */
@@ -6998,15 +7194,34 @@ struct nxt_model {
     float *masters, *grads; /* of trainable parameters, once a trainer exists */
 };
 
+/* Widths of q, of k and v, of all three side by side. */
+static i64 q_width(const shape *s) { return s->H * s->D; }
+static i64 kv_width(const shape *s) { return s->G * s->D; }
+static i64 qkv_width(const shape *s) { return q_width(s) + 2 * kv_width(s); }
+
 static i64 dim_size(const shape *s, dim d) {
-    return d == ONE ? 1 : d == DIM_C ? s->C : d == DIM_3C ? 3 * s->C : d == DIM_F ? s->F : s->V;
+    const i64 size[] = {[ONE] = 1, [DIM_C] = s->C, [DIM_Q] = q_width(s), [DIM_KV] = kv_width(s),
+                        [DIM_QKV] = qkv_width(s), [DIM_F] = s->F, [DIM_V] = s->V, [DIM_T] = s->T};
+    return size[d];
 }
 
 /* Rows of the table that a model may do without. */
 static bool row_applies(const shape *s, const param_row *r) {
-    if (r->role == HEAD_W) return !s->tied;
-    if (r->role == QKV_B || r->role == OUT_B) return s->attention_bias;
-    return true;
+    switch (r->role) {
+    case HEAD_W: return !s->tied;
+    case QKV_B: case Q_B: case K_B: case V_B: return s->qkv_bias;
+    case OUT_B: return s->out_bias;
+    case GATE_B: case UP_B: case DOWN_B: return s->mlp_bias;
+    default: return true;
+    }
+}
+
+/* How a new model starts: norms pass everything, biases nothing, matrices are small noise. In
+ * a stream that 2 L branches add to, GPT-2 lets each add less the more there are. */
+static init_kind start_of(const family *f, const param_row *r) {
+    if (r->role == FINAL_NORM_W || r->role == NORM1_W || r->role == NORM2_W) return INIT_ONE;
+    if (r->rows == ONE) return INIT_ZERO;
+    return f->deep_init && (r->role == OUT_W || r->role == DOWN_W) ? INIT_DEEP : INIT_NORMAL;
 }
 
 /* Appends the parameter of row r, layer l; its weights come later. */
@@ -7016,10 +7231,12 @@ static param *add_param(nxt_model *m, const param_row *r, i64 l) {
     int n = snprintf(name, sizeof name, r->name, (int)l);
     p->name = arena_text(&m->arena, name, (size_t)n);
     p->w = matrix(NULL, dim_size(&m->s, r->rows), dim_size(&m->s, r->cols));
-    p->also = r->also;
-    p->product = p->w.rows > 1 && (r->role != EMBED_W || m->s.tied); /* tied: the head's, too */
-    p->decay = r->decay;
-    p->init = r->init;
+    p->also = r->role == HEAD_W ? m->family->head_also : NULL;
+    p->in_first = m->family->in_first && r->role > HEAD_W;
+    p->product = p->w.rows > 1 && r->role != POSITION_W
+                 && (r->role != EMBED_W || m->s.tied); /* tied: the head's, too */
+    p->decay = r->rows != ONE; /* as Hugging Face's Trainer: not biases, not norms */
+    p->init = start_of(m->family, r);
     m->elements += p->w.rows * p->w.cols;
     return p;
 }
@@ -7028,14 +7245,26 @@ static param *add_param(nxt_model *m, const param_row *r, i64 l) {
 static void place_param(nxt_model *m, role r, i64 l, param *p) {
     layer_params *y = &m->layers[l];
     param **place[ROLES] = {
-        [EMBED_W] = &m->embed, [HEAD_W] = &m->head,
+        [EMBED_W] = &m->embed, [POSITION_W] = &m->positions, [HEAD_W] = &m->head,
         [FINAL_NORM_W] = &m->final_norm.w, [FINAL_NORM_B] = &m->final_norm.b,
         [NORM1_W] = &y->norm1.w, [NORM1_B] = &y->norm1.b, [NORM2_W] = &y->norm2.w,
-        [NORM2_B] = &y->norm2.b, [QKV_W] = &y->qkv.w, [QKV_B] = &y->qkv.b,
-        [OUT_W] = &y->out.w, [OUT_B] = &y->out.b, [UP_W] = &y->up.w, [UP_B] = &y->up.b,
-        [DOWN_W] = &y->down.w, [DOWN_B] = &y->down.b,
+        [NORM2_B] = &y->norm2.b, [QKV_W] = &y->qkv.w, [QKV_B] = &y->qkv.b, [Q_W] = &y->q.w,
+        [Q_B] = &y->q.b, [K_W] = &y->k.w, [K_B] = &y->k.b, [V_W] = &y->v.w, [V_B] = &y->v.b,
+        [OUT_W] = &y->out.w, [OUT_B] = &y->out.b, [GATE_W] = &y->gate.w, [GATE_B] = &y->gate.b,
+        [UP_W] = &y->up.w, [UP_B] = &y->up.b, [DOWN_W] = &y->down.w, [DOWN_B] = &y->down.b,
     };
     *place[r] = p;
+}
+
+/* Llama 3 was trained on short texts and stretched to long ones [Grattafiori24]: waves longer
+ * than original / low positions are slowed by the factor, those shorter than original / high
+ * stay (neighbours must be told apart), and between the bounds it fades from one to the other. */
+static float rope_frequency(const shape *s, i64 i) {
+    const float f = 1 / powf(s->rope_base, 2 * (float)i / (float)s->rotary);
+    if (s->rope_low <= 0) return f / s->rope_factor;
+    const float wave = 2 * 3.14159265358979f / f;
+    const float stay = (s->rope_original / wave - s->rope_low) / (s->rope_high - s->rope_low);
+    return stay <= 0 ? f / s->rope_factor : stay >= 1 ? f : (1 - stay) * f / s->rope_factor + stay * f;
 }
 
 /* The parameter list in the order of the table, layers in place of their rows. */
@@ -7056,11 +7285,48 @@ static nxt_status list_params(nxt_model *m) {
         i = end;
     }
     if (m->s.tied) m->head = m->embed;
-    for (i64 i = 0; i < m->s.pairs; i++) /* f32 powers, as Hugging Face computes them */
-        m->freq[i] = 1 / powf(m->s.rope_base, 2 * (float)i / (float)m->s.rotary) / m->s.rope_factor;
+    for (i64 i = 0; i < m->s.pairs; i++) m->freq[i] = rope_frequency(&m->s, i); /* in f32: as HF */
     for (i64 i = 0; i < m->param_count; i++)
         if (!m->params[i].name) return NXT_MEMORY;
     return NXT_OK;
+}
+
+/* GPT-Neo's layers look at everything and at a window in turn. */
+static nxt_status set_windows(nxt_model *m, const char *path) {
+    bool *local;
+    if (!m->s.window) return NXT_OK;
+    TRY(mem_zero(m->cx, &local, m->s.L, sizeof *local));
+    const i64 named = config_local(m->config, m->s.L, local);
+    for (i64 l = 0; l < m->s.L; l++) m->layers[l].local = local[l];
+    mem_drop(m->cx, local);
+    if (named == m->s.L && m->s.window > 0) return NXT_OK;
+    return fail(m->cx, NXT_FORMAT, "%s: \"attention_types\" names %" PRId64 " layers of %" PRId64
+                ", window %" PRId64, path, named, m->s.L, m->s.window);
+}
+
+/* The tensor of a name; base models are saved without the prefix of the whole. */
+static const tensor *find_weight(const nxt_model *m, const char *name) {
+    const char *prefix = m->family->prefix;
+    const tensor *t = weights_find(&m->files, name);
+    if (!t && !strncmp(name, prefix, strlen(prefix)))
+        t = weights_find(&m->files, name + strlen(prefix));
+    return t;
+}
+
+/* Whether a tensor of the files belongs to a parameter, or is known to hold none. */
+static bool tensor_is_known(const nxt_model *m, const char *name) {
+    const size_t skip = strlen(m->family->prefix);
+    if (m->s.tied && (!strcmp(name, "embed_out.weight") || !strcmp(name, "lm_head.weight")))
+        return true;
+    for (i64 i = 0; i < COUNT(buffer_names); i++)
+        if (ends_with(name, buffer_names[i])) return true;
+    for (i64 i = 0; i < m->param_count; i++) {
+        const param *p = &m->params[i];
+        if (!strcmp(name, p->name) || (p->also && !strcmp(name, p->also))) return true;
+        if (!strncmp(p->name, m->family->prefix, skip) && !strcmp(name, p->name + skip))
+            return true;
+    }
+    return false;
 }
 
 /* Tensors that belong to no parameter: buffers are known, anything else is reported. */
@@ -7069,14 +7335,7 @@ static void report_unused(nxt_model *m) {
     i64 unused = 0;
     for (i64 t = 0; t < m->files.count; t++) {
         const char *name = m->files.tensors[t].name;
-        bool known = m->s.tied
-                     && (!strcmp(name, "embed_out.weight") || !strcmp(name, "lm_head.weight"));
-        for (i64 i = 0; m->family->ignored[i]; i++)
-            known |= ends_with(name, m->family->ignored[i]);
-        for (i64 i = 0; !known && i < m->param_count; i++)
-            known = !strcmp(name, m->params[i].name)
-                    || (m->params[i].also && !strcmp(name, m->params[i].also));
-        if (known) continue;
+        if (tensor_is_known(m, name)) continue;
         size_t used = strlen(list);
         if (unused++ < 4) snprintf(list + used, sizeof list - used, " %s", name);
     }
@@ -7101,7 +7360,7 @@ static nxt_status bind_transposed(nxt_model *m, param *p, const tensor *t) {
 
 /* Points a parameter at its tensor, after checking that it is what the config promises. */
 static nxt_status bind_param(nxt_model *m, param *p) {
-    const tensor *t = weights_find(&m->files, p->name);
+    const tensor *t = find_weight(m, p->name);
     if (!t && p->also) t = weights_find(&m->files, p->also);
     const bool vector = p->w.rows == 1;
     if (!t) return fail(m->cx, NXT_SHAPE, "%s: tensor \"%s\" is missing", m->dir, p->name);
@@ -7131,7 +7390,7 @@ static nxt_status load_vectors(nxt_model *m) {
     m->vectors = m->cx->ops->alloc(m->cx->device, (size_t)n * sizeof(float));
     if (!m->vectors) return NXT_MEMORY;
     float *next = m->vectors, *staging;
-    TRY(mem_get(m->cx, &staging, max64(3 * m->s.C, m->s.F), sizeof *staging));
+    TRY(mem_get(m->cx, &staging, max64(max64(m->s.C, qkv_width(&m->s)), m->s.F), sizeof *staging));
     for (i64 i = 0; i < m->param_count; i++) {
         param *p = &m->params[i];
         if (p->w.rows != 1) continue;
@@ -7154,7 +7413,12 @@ static nxt_status read_config(nxt_model *m, const char *path) {
     TRY(status);
     m->config = config;
     TRY(config_shape(m->cx, path, config, &m->family, &m->s));
-    return list_params(m);
+    for (i64 i = 0; i < COUNT(m->s.dropout); i++)
+        if (m->s.dropout[i] > 0)
+            say(m->cx, NXT_LOG_WARNING, "%s: the config has dropout (%g); training here does "
+                "without", path, (double)m->s.dropout[i]);
+    TRY(list_params(m));
+    return set_windows(m, path);
 }
 
 void nxt_model_destroy(nxt_model *m) {
@@ -7259,11 +7523,12 @@ static nxt_status model_make_trainable(nxt_model *m) {
 /* What a layer keeps for its backward pass, in the order in which forward fills it. */
 typedef struct layer_acts {
     mat n1, s1;  /* norm 1 and its statistics (N,C) (N,2) */
-    mat qkv;     /* (N,3C), rotated in place */
-    mat y, lse;  /* attention's output and log-sum-exp (N,C) (N,H) */
+    mat qkv;     /* (N, (H + 2 G) D), rotated in place */
+    mat y, lse;  /* attention's output and log-sum-exp (N, H D) (N,H) */
     mat h;       /* the stream after attention (N,C); sequential layers only */
     mat n2, s2;  /* norm 2 (N,C) (N,2) */
     mat pre;     /* the activation's input (N,F) */
+    mat up;      /* what its output is multiplied by (N,F); gated networks only */
     mat out;     /* the stream after the layer (N,C) */
 } layer_acts;
 
@@ -7279,7 +7544,7 @@ typedef struct batch {
 /* Keys and values of tokens already read, so that they are computed once: §21. */
 typedef struct kv_cache {
     i64 rows;       /* capacity, in tokens, over all sequences */
-    float *k, *v;   /* (L, rows, C) on the device */
+    float *k, *v;   /* (L, rows, G D) on the device */
 } kv_cache;
 
 /* Everything that forward and backward of one batch touch. Matrices are views into one
@@ -7290,12 +7555,13 @@ typedef struct pass {
     i64 n, trained;      /* rows; rows that have a label */
     bool keep;           /* for backward */
     batch in;            /* the batch, in device memory */
+    i32 *near;           /* (N) the first key row that a row of a local layer sees; or NULL */
     i32 *rows;           /* (trained) their row numbers, device */
     i32 *row_label;      /* (trained) device */
     const kv_cache *cache;
     mat x0;              /* (N,C) embeddings */
     layer_acts *layer;   /* (L) */
-    mat f;               /* (N,F) the activation's output */
+    mat f, g;            /* (N,F) the activation's output; times the gate's other half */
     mat xr, sr, nr, dnr; /* (trained,C) last stream, statistics, norm, its gradient */
     mat logits;          /* (chunk,V): the head never holds more rows than this */
     float *loss;         /* (trained) */
@@ -7334,13 +7600,14 @@ static i64 head_chunk(const shape *s, i64 rows) {
 static void plan_layer(bump *b, const shape *s, i64 N, layer_acts *a) {
     a->s1 = bump_mat(b, N, 2);
     a->n1 = bump_mat(b, N, s->C);
-    a->qkv = bump_mat(b, N, 3 * s->C);
-    a->y = bump_mat(b, N, s->C);
+    a->qkv = bump_mat(b, N, qkv_width(s));
+    a->y = bump_mat(b, N, q_width(s));
     a->lse = bump_mat(b, N, s->H);
     a->h = s->parallel ? no_mat() : bump_mat(b, N, s->C);
     a->s2 = bump_mat(b, N, 2);
     a->n2 = bump_mat(b, N, s->C);
     a->pre = bump_mat(b, N, s->F);
+    a->up = s->gated ? bump_mat(b, N, s->F) : no_mat();
     a->out = bump_mat(b, N, s->C);
 }
 
@@ -7351,8 +7618,8 @@ static size_t plan_pass(pass *p, const shape *s, char *base, i64 N, i64 trained,
     layer_acts dry[2];
     p->n = N, p->trained = trained, p->keep = keep, p->layer = layer;
     i32 **ints[] = {&p->in.ids, &p->in.pos, &p->in.first, &p->in.last, &p->in.slot, &p->rows,
-                    &p->row_label};
-    for (i64 i = 0; i < COUNT(ints); i++) *ints[i] = bump_ints(&b, N);
+                    &p->row_label, &p->near};
+    for (i64 i = 0; i < COUNT(ints) - !s->window; i++) *ints[i] = bump_ints(&b, N);
     p->x0 = bump_mat(&b, N, s->C);
     for (i64 l = 0; l < s->L; l++) {
         layer_acts *a = layer ? &layer[l] : &dry[l & 1];
@@ -7360,6 +7627,7 @@ static size_t plan_pass(pass *p, const shape *s, char *base, i64 N, i64 trained,
         else if (layer) *a = layer[l - 2]; /* two sets in turn: a layer reads the last one */
     }
     p->f = bump_mat(&b, N, s->F);
+    p->g = s->gated ? bump_mat(&b, N, s->F) : p->f;
     const i64 chunk = head_chunk(s, trained);
     p->xr = bump_mat(&b, trained, s->C), p->sr = bump_mat(&b, trained, 2);
     p->nr = bump_mat(&b, trained, s->C);
@@ -7367,9 +7635,9 @@ static size_t plan_pass(pass *p, const shape *s, char *base, i64 N, i64 trained,
     p->loss = bump_take(&b, trained, sizeof(float));
     if (!keep) return b.used;
     p->dnr = bump_mat(&b, trained, s->C);
-    p->dx = bump_mat(&b, N, s->C), p->dy = bump_mat(&b, N, s->C);
+    p->dx = bump_mat(&b, N, s->C), p->dy = bump_mat(&b, N, q_width(s));
     p->dn1 = bump_mat(&b, N, s->C), p->dn2 = bump_mat(&b, N, s->C);
-    p->dqkv = bump_mat(&b, N, 3 * s->C), p->df = bump_mat(&b, N, s->F);
+    p->dqkv = bump_mat(&b, N, qkv_width(s)), p->df = bump_mat(&b, N, s->F);
     p->work = bump_mat(&b, N, s->H);
     return b.used;
 }
@@ -7380,7 +7648,7 @@ typedef struct pass_memory {
     char *base;
     size_t bytes;
     layer_acts *layer;
-    i32 *host;           /* (2, rows) the trained rows and their labels, on the way over */
+    i32 *host;           /* (3, rows) trained rows, their labels, windows; on the way over */
     float *loss;         /* (rows) host */
     i64 rows;
     bool keep;
@@ -7406,7 +7674,7 @@ static nxt_status pass_memory_get(nxt_model *m, i64 rows, bool keep, pass_memory
     *pm = (pass_memory){.m = m, .rows = rows, .keep = keep};
     pm->bytes = pass_bytes(&m->s, rows, keep);
     TRY_GOTO(failed, mem_get(m->cx, &pm->layer, m->s.L, sizeof *pm->layer));
-    TRY_GOTO(failed, mem_get(m->cx, &pm->host, 2 * rows, sizeof *pm->host));
+    TRY_GOTO(failed, mem_get(m->cx, &pm->host, 3 * rows, sizeof *pm->host));
     TRY_GOTO(failed, mem_get(m->cx, &pm->loss, rows, sizeof *pm->loss));
     pm->base = m->cx->ops->alloc(m->cx->device, pm->bytes);
     if (pm->base) return NXT_OK;
@@ -7419,10 +7687,13 @@ failed:
 /* Lays a pass out for one batch and sends the batch's integers to the device. */
 static void pass_begin(pass *p, pass_memory *pm, const batch *b, const kv_cache *cache) {
     nxt_context *cx = pm->m->cx;
-    i32 *rows = pm->host, *label = pm->host + pm->rows;
+    i32 *rows = pm->host, *label = rows + pm->rows, *near = label + pm->rows;
+    const i64 window = pm->m->s.window;
     i64 trained = 0;
     for (i64 n = 0; b->label && n < b->n; n++)
         if (b->label[n] >= 0) rows[trained] = (i32)n, label[trained++] = b->label[n];
+    for (i64 n = 0; window && n < b->n; n++) /* itself and window - 1 before it */
+        near[n] = (i32)max64(b->first[n], b->last[n] - window + 1);
     NXT_ASSERT(b->n <= pm->rows);
     *p = (pass){.m = pm->m, .cx = cx, .cache = cache};
     plan_pass(p, &pm->m->s, pm->base, b->n, trained, pm->keep, pm->layer);
@@ -7430,7 +7701,7 @@ static void pass_begin(pass *p, pass_memory *pm, const batch *b, const kv_cache 
     const struct { i32 *to; const i32 *from; size_t bytes; } sent[] = {
         {p->in.ids, b->ids, bytes}, {p->in.pos, b->pos, bytes}, {p->in.first, b->first, bytes},
         {p->in.last, b->last, bytes}, {p->in.slot, b->slot, b->slot ? bytes : 0},
-        {p->rows, rows, few}, {p->row_label, label, few},
+        {p->rows, rows, few}, {p->row_label, label, few}, {p->near, near, window ? bytes : 0},
     };
     for (i64 i = 0; i < COUNT(sent); i++)
         if (sent[i].bytes) cx->ops->upload(cx->device, sent[i].to, sent[i].from, sent[i].bytes);
@@ -7449,10 +7720,13 @@ typedef struct qkv_views {
     heads q, k, v;
 } qkv_views;
 
-static qkv_views split_qkv(const shape *s, mat qkv) { /* interleaved per head: §14 */
-    const int H = (int)s->H, D = (int)s->D;
-    return (qkv_views){heads_in(qkv, 0, 3 * D, H, D), heads_in(qkv, D, 3 * D, H, D),
-                       heads_in(qkv, 2 * D, 3 * D, H, D)};
+static qkv_views split_qkv(const nxt_model *m, mat qkv) { /* the two layouts: §14 */
+    const int H = (int)m->s.H, G = (int)m->s.G, D = (int)m->s.D;
+    if (m->family->qkv_per_head)
+        return (qkv_views){heads_in(qkv, 0, 3 * D, H, D), heads_in(qkv, D, 3 * D, H, D),
+                           heads_in(qkv, 2 * D, 3 * D, H, D)};
+    return (qkv_views){heads_in(qkv, 0, D, H, D), heads_in(qkv, H * D, D, G, D),
+                       heads_in(qkv, (H + G) * D, D, G, D)};
 }
 
 static mat layer_input(const pass *p, i64 l) { return l ? p->layer[l - 1].out : p->x0; }
@@ -7462,30 +7736,63 @@ static mat layer_input(const pass *p, i64 l) { return l ? p->layer[l - 1].out : 
 static qkv_views keys_in_cache(pass *p, i64 l, qkv_views a) {
     if (!p->cache) return a;
     const shape *s = &p->m->s;
-    const i64 at = l * p->cache->rows * s->C;
-    const int H = (int)s->H, D = (int)s->D;
-    heads k = heads_in(matrix(p->cache->k + at, p->cache->rows, s->C), 0, D, H, D);
-    heads v = heads_in(matrix(p->cache->v + at, p->cache->rows, s->C), 0, D, H, D);
+    const i64 width = kv_width(s), at = l * p->cache->rows * width;
+    const int G = (int)s->G, D = (int)s->D;
+    heads k = heads_in(matrix(p->cache->k + at, p->cache->rows, width), 0, D, G, D);
+    heads v = heads_in(matrix(p->cache->v + at, p->cache->rows, width), 0, D, G, D);
     p->cx->ops->store(p->cx->device, k, a.k, p->in.slot);
     p->cx->ops->store(p->cx->device, v, a.v, p->in.slot);
     return (qkv_views){a.q, k, v};
 }
 
 /* q.k is a sum of D products of values of size one, so its deviation is sqrt(D); divided by
- * that, the softmax starts out soft whatever the head size. */
-static float attention_scale(const shape *s) { return 1 / sqrtf((float)s->D); }
+ * that, the softmax starts out soft whatever the head size. (GPT-Neo learnt to do without.) */
+static float attention_scale(const shape *s, i64 l) {
+    const float scale = s->scaled ? 1 / sqrtf((float)s->D) : 1;
+    return s->scaled_by_layer ? scale / (float)(l + 1) : scale;
+}
+
+/* The first key row of each row: a local layer's are nearer. */
+static const i32 *first_keys(const pass *p, i64 l) {
+    return p->m->layers[l].local ? p->near : p->in.first;
+}
+
+static void turn(pass *p, qkv_views w, float sign) {
+    const int pairs = (int)p->m->s.pairs;
+    if (!pairs) return;
+    p->cx->ops->rope(p->cx->device, w.q, p->m->freq, pairs, p->in.pos, sign);
+    p->cx->ops->rope(p->cx->device, w.k, p->m->freq, pairs, p->in.pos, sign);
+}
 
 /* Rows exchange information here and nowhere else. */
 static void attend(pass *p, i64 l, layer_acts *a) {
     const shape *s = &p->m->s;
-    const nxt_backend *ops = p->cx->ops;
-    void *d = p->cx->device;
-    qkv_views w = split_qkv(s, a->qkv);
-    ops->rope(d, w.q, p->m->freq, (int)s->pairs, p->in.pos, 1);
-    ops->rope(d, w.k, p->m->freq, (int)s->pairs, p->in.pos, 1);
+    qkv_views w = split_qkv(p->m, a->qkv);
+    turn(p, w, 1);
     w = keys_in_cache(p, l, w);
-    ops->attention_fwd(d, heads_in(a->y, 0, s->D, (int)s->H, (int)s->D), a->lse, w.q, w.k, w.v,
-                       p->in.first, p->in.last, attention_scale(s));
+    p->cx->ops->attention_fwd(p->cx->device, heads_in(a->y, 0, s->D, (int)s->H, (int)s->D),
+                              a->lse, w.q, w.k, w.v, first_keys(p, l), p->in.last,
+                              attention_scale(s, l));
+}
+
+/* q, k and v side by side, by one product or by three. */
+static void project(pass *p, const layer_params *w, mat qkv, mat x) {
+    const shape *s = &p->m->s;
+    const i64 Q = q_width(s), KV = kv_width(s);
+    if (w->qkv.w) {
+        linear(p->cx, qkv, x, w->qkv, 0);
+        return;
+    }
+    linear(p->cx, cols_from(qkv, 0, Q), x, w->q, 0);
+    linear(p->cx, cols_from(qkv, Q, KV), x, w->k, 0);
+    linear(p->cx, cols_from(qkv, Q + KV, KV), x, w->v, 0);
+}
+
+/* p->g = act(pre), or act(pre) * up where the network is gated: one half says what, the other
+ * how much of it [Shazeer20]. */
+static void activate(pass *p, layer_acts *a) {
+    p->cx->ops->act_fwd(p->cx->device, p->f, a->pre, p->m->s.act);
+    if (a->up.p) p->cx->ops->mul(p->cx->device, p->g, p->f, a->up);
 }
 
 /* Parallel layers let both branches read x, so that they could run at once; sequential ones
@@ -7498,31 +7805,32 @@ static void forward_layer(pass *p, i64 l) {
     nxt_context *cx = p->cx;
     mat x = layer_input(p, l), h = s->parallel ? a->out : a->h;
 
-    norm(cx, a->n1, a->s1, x, w->norm1, s->eps, NXT_LAYER_NORM);
-    linear(cx, a->qkv, a->n1, w->qkv, 0);
+    norm(cx, a->n1, a->s1, x, w->norm1, s->eps, s->norm);
+    project(p, w, a->qkv, a->n1);
     attend(p, l, a);
     copy_rows(cx, h, x);
     linear(cx, h, a->y, w->out, 1);             /* h = x + attention */
 
-    norm(cx, a->n2, a->s2, s->parallel ? x : h, w->norm2, s->eps, NXT_LAYER_NORM);
-    linear(cx, a->pre, a->n2, w->up, 0);
-    cx->ops->act_fwd(cx->device, p->f, a->pre, s->act);
+    norm(cx, a->n2, a->s2, s->parallel ? x : h, w->norm2, s->eps, s->norm);
+    linear(cx, a->pre, a->n2, s->gated ? w->gate : w->up, 0);
+    if (s->gated) linear(cx, a->up, a->n2, w->up, 0);
+    activate(p, a);
     if (!s->parallel) copy_rows(cx, a->out, h);
-    linear(cx, a->out, p->f, w->down, 1);       /* out = h + mlp */
+    linear(cx, a->out, p->g, w->down, 1);       /* out = h + mlp */
 }
 
 /* Ids in, the stream behind the last layer out. */
 static void forward(pass *p) {
     const nxt_model *m = p->m;
-    p->cx->ops->embed_fwd(p->cx->device, p->x0, weight(m->embed), no_mat(), p->in.ids,
-                          p->in.pos);
+    p->cx->ops->embed_fwd(p->cx->device, p->x0, weight(m->embed),
+                          weight(m->positions), p->in.ids, p->in.pos);
     for (i64 l = 0; l < m->s.L; l++) forward_layer(p, l);
 }
 
 /* The last norm, over the rows that have a label: p->nr. */
 static void head_norm(pass *p) {
     p->cx->ops->gather(p->cx->device, p->xr, layer_input(p, p->m->s.L), p->rows);
-    norm(p->cx, p->nr, p->sr, p->xr, p->m->final_norm, p->m->s.eps, NXT_LAYER_NORM);
+    norm(p->cx, p->nr, p->sr, p->xr, p->m->final_norm, p->m->s.eps, p->m->s.norm);
 }
 
 /* Logits and cross-entropy, a chunk of rows at a time. With `train` the chunk's gradient is
@@ -7537,7 +7845,7 @@ static void head_loss(pass *p, bool train) {
         mat z = rows_from(p->logits, 0, n), x = rows_from(p->nr, at, n);
         linear(cx, z, x, head, 0);
         cx->ops->xent(cx->device, p->loss + at, z, p->row_label + at, train);
-        if (train) linear_bwd(cx, rows_from(p->dnr, at, n), z, x, head);
+        if (train) linear_bwd(cx, rows_from(p->dnr, at, n), z, x, head, 0);
     }
 }
 
@@ -7571,25 +7879,42 @@ static double batch_loss(pass *p, pass_memory *pm) {
  */
 static void backward_mlp(pass *p, const layer_params *w, layer_acts *a) { /* dx -> dn2 */
     nxt_context *cx = p->cx;
-    cx->ops->act_fwd(cx->device, p->f, a->pre, p->m->s.act); /* not kept: computed again */
-    linear_bwd(cx, p->df, p->dx, p->f, w->down);
-    cx->ops->act_bwd(cx->device, p->df, p->df, a->pre, p->m->s.act);
-    linear_bwd(cx, p->dn2, p->df, a->n2, w->up);
+    const nxt_backend *ops = cx->ops;
+    const bool gated = a->up.p != NULL;
+    activate(p, a);                                       /* not kept: computed again */
+    linear_bwd(cx, p->df, p->dx, p->g, w->down, 0);
+    if (gated) {                                          /* g = f up: each gets the other's */
+        ops->mul(cx->device, p->f, p->f, p->df);
+        linear_bwd(cx, p->dn2, p->f, a->n2, w->up, 0);
+        ops->mul(cx->device, p->df, p->df, a->up);
+    }
+    ops->act_bwd(cx->device, p->df, p->df, a->pre, p->m->s.act);
+    linear_bwd(cx, p->dn2, p->df, a->n2, gated ? w->gate : w->up, gated ? 1 : 0);
 }
 
-static void backward_attention(pass *p, const layer_params *w, layer_acts *a) { /* dx -> dn1 */
+/* The three products of one matrix, or of three whose input's gradients add up. */
+static void backward_project(pass *p, const layer_params *w, layer_acts *a) {
+    const i64 Q = q_width(&p->m->s), KV = kv_width(&p->m->s);
+    if (w->qkv.w) {
+        linear_bwd(p->cx, p->dn1, p->dqkv, a->n1, w->qkv, 0);
+        return;
+    }
+    linear_bwd(p->cx, p->dn1, cols_from(p->dqkv, 0, Q), a->n1, w->q, 0);
+    linear_bwd(p->cx, p->dn1, cols_from(p->dqkv, Q, KV), a->n1, w->k, 1);
+    linear_bwd(p->cx, p->dn1, cols_from(p->dqkv, Q + KV, KV), a->n1, w->v, 1);
+}
+
+static void backward_attention(pass *p, i64 l, layer_acts *a) { /* dx -> dn1 */
     const shape *s = &p->m->s;
-    const nxt_backend *ops = p->cx->ops;
-    void *d = p->cx->device;
+    const layer_params *w = &p->m->layers[l];
     const int H = (int)s->H, D = (int)s->D;
-    qkv_views v = split_qkv(s, a->qkv), g = split_qkv(s, p->dqkv);
-    linear_bwd(p->cx, p->dy, p->dx, a->y, w->out);
-    ops->attention_bwd(d, g.q, g.k, g.v, heads_in(p->dy, 0, D, H, D), heads_in(a->y, 0, D, H, D),
-                       a->lse, p->work, v.q, v.k, v.v, p->in.first, p->in.last,
-                       attention_scale(s));
-    ops->rope(d, g.q, p->m->freq, (int)s->pairs, p->in.pos, -1);
-    ops->rope(d, g.k, p->m->freq, (int)s->pairs, p->in.pos, -1);
-    linear_bwd(p->cx, p->dn1, p->dqkv, a->n1, w->qkv);
+    qkv_views v = split_qkv(p->m, a->qkv), g = split_qkv(p->m, p->dqkv);
+    linear_bwd(p->cx, p->dy, p->dx, a->y, w->out, 0);
+    p->cx->ops->attention_bwd(p->cx->device, g.q, g.k, g.v, heads_in(p->dy, 0, D, H, D),
+                              heads_in(a->y, 0, D, H, D), a->lse, p->work, v.q, v.k, v.v,
+                              first_keys(p, l), p->in.last, attention_scale(s, l));
+    turn(p, g, -1);
+    backward_project(p, w, a);
 }
 
 /* dx holds dL/d(out) before and dL/d(x) afterwards. */
@@ -7597,12 +7922,13 @@ static void backward_layer(pass *p, i64 l) {
     const layer_params *w = &p->m->layers[l];
     layer_acts *a = &p->layer[l];
     const bool parallel = p->m->s.parallel;
+    const nxt_norm_kind kind = p->m->s.norm;
     mat x = layer_input(p, l);
     backward_mlp(p, w, a);
-    if (!parallel) norm_bwd(p->cx, p->dx, p->dn2, a->h, a->s2, w->norm2, NXT_LAYER_NORM);
-    backward_attention(p, w, a);
-    if (parallel) norm_bwd(p->cx, p->dx, p->dn2, x, a->s2, w->norm2, NXT_LAYER_NORM);
-    norm_bwd(p->cx, p->dx, p->dn1, x, a->s1, w->norm1, NXT_LAYER_NORM);
+    if (!parallel) norm_bwd(p->cx, p->dx, p->dn2, a->h, a->s2, w->norm2, kind);
+    backward_attention(p, l, a);
+    if (parallel) norm_bwd(p->cx, p->dx, p->dn2, x, a->s2, w->norm2, kind);
+    norm_bwd(p->cx, p->dx, p->dn1, x, a->s1, w->norm1, kind);
 }
 
 /* Accumulates every gradient of the summed loss. After forward and head_norm. */
@@ -7613,10 +7939,11 @@ static void backward(pass *p) {
     cx->ops->fill(cx->device, p->dx, 0); /* rows without a label start with no gradient */
     mat dxr = rows_from(p->dn1, 0, p->trained); /* free until the first layer */
     cx->ops->fill(cx->device, dxr, 0);
-    norm_bwd(cx, dxr, p->dnr, p->xr, p->sr, m->final_norm, NXT_LAYER_NORM);
+    norm_bwd(cx, dxr, p->dnr, p->xr, p->sr, m->final_norm, m->s.norm);
     cx->ops->scatter(cx->device, p->dx, dxr, p->rows);
     for (i64 l = m->s.L; l-- > 0;) backward_layer(p, l);
-    cx->ops->embed_bwd(cx->device, grad(m->embed), no_mat(), p->dx, p->in.ids, p->in.pos);
+    cx->ops->embed_bwd(cx->device, grad(m->embed), grad(m->positions), p->dx, p->in.ids,
+                       p->in.pos);
 }
 
 /* ============================================================================
@@ -8593,9 +8920,11 @@ static nxt_status fetch_init(void *user, const tensor_plan *t, i64 at, i64 n, fl
     const init_source *s = user;
     const param *p = t->source;
     const u64 which = (u64)(p - s->m->params);
+    const float deviation = s->m->s.init_std
+                            / (p->init == INIT_DEEP ? sqrtf(2 * (float)s->m->s.L) : 1);
     for (i64 i = 0; i < n; i++)
-        out[i] = p->init == INIT_NORMAL
-                     ? s->m->s.init_std * (float)normal(s->seed, FOR_INIT, which, (u64)(at + i))
+        out[i] = p->init == INIT_NORMAL || p->init == INIT_DEEP
+                     ? deviation * (float)normal(s->seed, FOR_INIT, which, (u64)(at + i))
                      : p->init == INIT_ONE ? 1.0f : 0.0f;
     return NXT_OK;
 }
@@ -9180,7 +9509,7 @@ void nxt_session_destroy(nxt_session *s) {
  */
 static nxt_status session_prepare(nxt_session *s) {
     const i64 rows = max64(s->sequences, min64(FEED_ROWS, s->capacity));
-    const i64 cached = s->m->s.L * s->cache.rows * s->m->s.C;
+    const i64 cached = s->m->s.L * s->cache.rows * kv_width(&s->m->s);
     TRY(mem_zero(s->cx, &s->length, s->sequences, sizeof *s->length));
     TRY(room_get(s->m, rows, false, &s->room));
     s->room.host.slot = s->room.host.label + rows;

@@ -548,8 +548,7 @@ typedef struct nxt_backend {
                     nxt_act_kind kind); /* y = act(x); y may be x */
     void (*act_bwd)(void *s, nxt_mat dx, nxt_mat dy, nxt_mat x,
                     nxt_act_kind kind); /* dx = dy act'(x); dx may be dy */
-    void (*add)(void *s, nxt_mat y, nxt_mat a, nxt_mat b,
-                nxt_mat c); /* y = a + b + c (c may be absent); y may be any */
+    void (*mul)(void *s, nxt_mat y, nxt_mat a, nxt_mat b); /* y = a b, each element; y may be any */
     void (*gather)(void *s, nxt_mat y, nxt_mat x, const int32_t *rows);  /* y[n] = x[rows[n]] */
     void (*scatter)(void *s, nxt_mat y, nxt_mat x, const int32_t *rows); /* y[rows[n]] = x[n] */
     void (*store)(void *s, nxt_heads y, nxt_heads x,

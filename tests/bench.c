@@ -125,7 +125,7 @@ static void bench_rows(nxt_context *cx, float *const memory[3]) {
     TIME("gelu bwd", 12, N * F, ops->act_bwd(d, zf, yf, xf, NXT_GELU))
     TIME("gelu_new fwd", 8, N * F, ops->act_fwd(d, yf, xf, NXT_GELU_TANH))
     TIME("silu fwd", 8, N * F, ops->act_fwd(d, yf, xf, NXT_SILU))
-    TIME("add", 12, N * F, ops->add(d, zf, yf, xf, none))
+    TIME("mul", 12, N * F, ops->mul(d, zf, yf, xf))
     TIME("bias bwd", 4, N * F, ops->bias_bwd(d, (mat){z, F32, 1, F, F}, xf))
     TIME("cross-entropy", 12, ROWS * V, ops->xent(d, z, (mat){x, F32, ROWS, V, V}, label, 1))
     TIME("adamw", 28, N * F, ops->adamw(d, &u))

@@ -193,7 +193,7 @@ static void check_config_row(nxt_context *cx, const json *row, const json *confi
     OK(cx, config_activation(cx, name, json_text(e, "hidden_act", ""), &act));
     good &= act == s.act && s.parallel == json_bool(e, "use_parallel_residual", false);
     good &= s.tied == json_bool(e, "tie_word_embeddings", false);
-    good &= s.attention_bias == json_bool(e, "attention_bias", false);
+    good &= s.qkv_bias == json_bool(e, "attention_bias", false);
     CHECK(good);
     if (!good) printf("  config \"%s\" is read otherwise than by transformers\n", name);
 }
