@@ -7264,7 +7264,8 @@ static float rope_frequency(const shape *s, i64 i) {
     if (s->rope_low <= 0) return f / s->rope_factor;
     const float wave = 2 * 3.14159265358979f / f;
     const float stay = (s->rope_original / wave - s->rope_low) / (s->rope_high - s->rope_low);
-    return stay <= 0 ? f / s->rope_factor : stay >= 1 ? f : (1 - stay) * f / s->rope_factor + stay * f;
+    const float kept = stay < 0 ? 0 : stay > 1 ? 1 : stay;
+    return (1 - kept) * f / s->rope_factor + kept * f;
 }
 
 /* The parameter list in the order of the table, layers in place of their rows. */
@@ -7390,7 +7391,8 @@ static nxt_status load_vectors(nxt_model *m) {
     m->vectors = m->cx->ops->alloc(m->cx->device, (size_t)n * sizeof(float));
     if (!m->vectors) return NXT_MEMORY;
     float *next = m->vectors, *staging;
-    TRY(mem_get(m->cx, &staging, max64(max64(m->s.C, qkv_width(&m->s)), m->s.F), sizeof *staging));
+    const i64 longest = max64(max64(m->s.C, qkv_width(&m->s)), m->s.F);
+    TRY(mem_get(m->cx, &staging, longest, sizeof *staging));
     for (i64 i = 0; i < m->param_count; i++) {
         param *p = &m->params[i];
         if (p->w.rows != 1) continue;

@@ -163,6 +163,94 @@ static void test_golden_sequential_025(void) { golden_at_every_level("neox-seque
 static void test_golden_sequential_100(void) { golden_at_every_level("neox-sequential-100"); }
 static void test_golden_variants(void) { golden_at_every_level("neox-variants"); }
 static void test_golden_linear(void) { golden_at_every_level("neox-linear"); }
+static void test_golden_gpt2_plain(void) { golden_at_every_level("gpt2-plain"); }
+static void test_golden_gpt2_bare(void) { golden_at_every_level("gpt2-bare"); }
+static void test_golden_gpt2_untied(void) { golden_at_every_level("gpt2-untied"); }
+static void test_golden_neo_window(void) { golden_at_every_level("neo-window"); }
+static void test_golden_llama_grouped(void) { golden_at_every_level("llama-grouped"); }
+static void test_golden_llama_tied(void) { golden_at_every_level("llama-tied"); }
+static void test_golden_qwen2(void) { golden_at_every_level("qwen2-tiny"); }
+
+/* The cache of every layout (windows, grouped heads, positions): tokens in pieces and one by one
+ * give the logits of the whole text. */
+static void check_golden_session(nxt_context *cx, const char *name) {
+    golden g;
+    nxt_session *s = NULL;
+    if (golden_open(&g, cx, name)) {
+        i64 n;
+        const tensor *t = weights_find(&g.file, "input_ids");
+        const i64 T = t->dim[1], V = g.m->s.V;
+        i32 *ids = golden_ints(&g, "input_ids", &n);
+        float *want = malloc((size_t)(T * V) * sizeof *want), *got = malloc((size_t)V * sizeof *got);
+        OK(cx, nxt_logits(g.m, ids, T, want));
+        if (OK(cx, nxt_session_create(&s, g.m, 2, T)))
+            for (i64 at = 0, take = 4; at < T; at += take, take = 1) {
+                OK(cx, nxt_session_feed(s, &(nxt_feed){.sequence = 1, .ids = ids + at, .n = take},
+                                        1, got));
+                CHECK(worst_difference(got, want + (at + take - 1) * V, V) < 2e-5);
+            }
+        nxt_session_destroy(s);
+        free(ids), free(want), free(got);
+    }
+    golden_close(&g);
+}
+
+static void test_golden_sessions(void) {
+    static const char *const name[] = {"neox-parallel-025", "gpt2-plain", "gpt2-bare",
+                                       "neo-window", "llama-grouped", "llama-tied", "qwen2-tiny"};
+    nxt_context *cx = test_context();
+    for (i64 i = 0; i < COUNT(name); i++) check_golden_session(cx, name[i]);
+    nxt_context_destroy(cx);
+}
+
+/* A trained Llama with grouped heads, found where the test data are: 200 greedy tokens after
+ * BOS, their log-probabilities, and the loss of a text, against sums in double precision. */
+static void check_stories(nxt_context *cx, nxt_model *m, const json *r) {
+    const i64 V = m->s.V;
+    nxt_session *s;
+    i32 ids[64] = {1}, next = 1;
+    double nll = 0, log_sum;
+    i64 n = 0;
+    float *z = malloc((size_t)(60 * V) * sizeof *z);
+    const json *p = json_get(r, "greedy_logprob")->first;
+    if (OK(cx, nxt_session_create(&s, m, 1, 300)))
+        for (const json *id = json_get(r, "greedy_ids")->first; id; id = id->next, p = p->next) {
+            OK(cx, nxt_session_feed(s, &(nxt_feed){.ids = &next, .n = 1}, 1, z));
+            log_sum = 0, next = 0;
+            for (i64 i = 0; i < V; i++) {
+                log_sum += exp((double)z[i]);
+                if (z[i] > z[next]) next = (i32)i;
+            }
+            CHECK(next == (i32)id->number);
+            CHECK(fabs((double)z[next] - log(log_sum) - p->number) < 1e-4);
+        }
+    nxt_session_destroy(s);
+    for (const json *id = json_get(r, "text_ids")->first; id; id = id->next)
+        ids[n++] = (i32)id->number;
+    OK(cx, nxt_logits(m, ids, n, z));
+    for (i64 t = 0; t + 1 < n; t++) {
+        log_sum = 0;
+        for (i64 i = 0; i < V; i++) log_sum += exp((double)z[t * V + i]);
+        nll += log(log_sum) - (double)z[t * V + ids[t + 1]];
+    }
+    CHECK(fabs(nll / (double)(n - 1) - json_number(r, "text_mean_nll", 0)) < 1e-5);
+    free(z);
+}
+
+static void test_golden_stories260k(void) {
+    if (!test_data()) SKIP("NEOXTUNE_TEST_DATA is not set");
+    nxt_context *cx = test_context();
+    arena a = {.cx = cx};
+    const char *dir = arena_print(&a, "%s/checkpoints/stories260K", test_data());
+    nxt_model *m;
+    json *reference;
+    if (OK(cx, nxt_model_load(&m, cx, dir))
+        && OK(cx, json_read(&a, arena_print(&a, "%s/reference.json", dir), 1 << 20, &reference)))
+        check_stories(cx, m, reference);
+    nxt_model_destroy(m);
+    arena_free(&a);
+    nxt_context_destroy(cx);
+}
 
 /* What transformers makes of configs in which something goes without saying: golden/configs.json,
  * written by make_configs.py. Rows about files outside the repository are read where those are. */
