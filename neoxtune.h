@@ -181,7 +181,19 @@ typedef struct nxt_save_config {
     const char *dtype;      /* "f32", "f16", "bf16"; NULL: as the model was stored */
     int64_t shard_bytes;    /* a new file above this many bytes; default 5e9 */
     const char *tokenizer;  /* file or directory to copy the tokenizer from; NULL: the model's */
+    int merge;              /* with adapters: the whole model, they added to its weights */
 } nxt_save_config;
+
+/* LoRA: A (rank, in) and B (out, rank) beside the frozen weights of linear layers. */
+typedef struct nxt_lora_config {
+    int rank;            /* default 8 */
+    double alpha;        /* default 8; the adapter counts alpha / rank times */
+    double dropout;      /* of the adapter's input, in training only; default 0 */
+    int rslora;          /* alpha / sqrt(rank) instead [Kalajdzievski23] */
+    const char *targets; /* ends of names, with commas, or "all-linear"; NULL: as PEFT */
+    const char *base;    /* base_model_name_or_path to write; NULL: the model's directory */
+    uint64_t seed;       /* of A; B starts at zero */
+} nxt_lora_config;
 
 /* Bytes that training or using a model takes beside the mapped files. */
 typedef struct nxt_memory_plan {
@@ -200,6 +212,16 @@ NXT_API void nxt_model_destroy(nxt_model *model);
 NXT_API NXT_CHECKED nxt_status nxt_model_save(const nxt_model *model, const char *dir,
                                               const nxt_save_config *config);
 NXT_API nxt_save_config nxt_save_config_default(void);
+/* Freezes the parameters with one of `names` (parts of dotted names, with commas: "embed_in",
+ * "layers.0", "bias") in their name; others: freezes all the others instead. No gradient and
+ * no optimizer state for them. Before a trainer is made. */
+NXT_API NXT_CHECKED nxt_status nxt_model_freeze(nxt_model *model, const char *names, int others);
+NXT_API nxt_lora_config nxt_lora_config_default(void);
+/* Fresh adapters on a model that is loaded: everything else is frozen, and nxt_model_save
+ * writes PEFT's adapter_config.json and adapter_model.safetensors instead of the model. */
+NXT_API NXT_CHECKED nxt_status nxt_lora_attach(nxt_model *model, const nxt_lora_config *config);
+/* Adapters from a directory that PEFT or nxt_model_save wrote; mapped, like the model. */
+NXT_API NXT_CHECKED nxt_status nxt_lora_load(nxt_model *model, const char *dir);
 /* A directory with random weights (Hugging Face's initialisation) for the architecture in
  * config_file; tokenizer: file or directory whose tokenizer files are copied, or NULL. One
  * tensor is in memory at a time. dtype NULL: the config's. */
@@ -549,6 +571,10 @@ typedef struct nxt_backend {
     void (*act_bwd)(void *s, nxt_mat dx, nxt_mat dy, nxt_mat x,
                     nxt_act_kind kind); /* dx = dy act'(x); dx may be dy */
     void (*mul)(void *s, nxt_mat y, nxt_mat a, nxt_mat b); /* y = a b, each element; y may be any */
+    /* y = beta y + (x / (1 - rate) where a hash of mix(key[n] + site) and the column says so, else
+     * 0): see the reference for the hash; y may be x when beta is 0 */
+    void (*dropout)(void *s, nxt_mat y, nxt_mat x, const uint64_t *key, uint64_t site, float rate,
+                    float beta);
     void (*gather)(void *s, nxt_mat y, nxt_mat x, const int32_t *rows);  /* y[n] = x[rows[n]] */
     void (*scatter)(void *s, nxt_mat y, nxt_mat x, const int32_t *rows); /* y[rows[n]] = x[n] */
     void (*store)(void *s, nxt_heads y, nxt_heads x,
