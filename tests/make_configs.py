@@ -162,7 +162,7 @@ def gated_cases():
         yield f"{name} rope_scaling llama3", dict(small, rope_theta=500.0, max_position_embeddings=1024, rope_scaling=LLAMA3)
         yield f"{name} rope_parameters linear", dict(small, rope_parameters=dict(rope_type="linear", factor=4.0, rope_theta=500.0))
         yield f"{name} rope_parameters llama3", dict(small, max_position_embeddings=1024, rope_parameters=dict(LLAMA3, rope_theta=500.0))
-        yield f"{name} rope_parameters llama3, no jump", dict(small, max_position_embeddings=1024, hidden_size=256, head_dim=64,
+        yield f"{name} rope_parameters llama3, more pairs", dict(small, max_position_embeddings=1024, hidden_size=256, head_dim=64,
                                                              rope_parameters=dict(LLAMA3, rope_theta=500000.0))
         for act in ("silu", "gelu", "gelu_pytorch_tanh"):
             yield f"{name} hidden_act {act}", dict(small, hidden_act=act)
