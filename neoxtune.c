@@ -1559,7 +1559,8 @@ typedef struct kernels {
     dots_fn *dots, *dots1; /* dots_rows rows, one row */
     void (*merge)(float *c, i64 c_step, const float *tile, i64 rows, i64 cols, float alpha,
                   float beta, const float *bias);
-    row_fn *act_fwd, *act_bwd, *mul, *dropout, *norm_fwd, *xent, *sumsq, *adamw, *rope, *attention_delta;
+    row_fn *act_fwd, *act_bwd, *mul, *dropout, *norm_fwd, *xent, *sumsq, *adamw, *rope;
+    row_fn *attention_delta;
     task_fn *norm_bwd, *attention_row;
     score_fn *softmax, *shrink, *slope_by_query, *slope_by_key;
 } kernels;
@@ -2717,7 +2718,8 @@ ALWAYS_INLINE void attention_delta_row(const row_job *j, piece p) { /* dy.y of e
     .f32.pack_a = pack_a_##LEVEL, .f32.pack_b = pack_b_##LEVEL, .f32.peak = peak_##LEVEL,   \
     .f32.k_per_word = 1, .merge = merge_##LEVEL, .dots = dots_##LEVEL,                      \
     .dots1 = dots1_##LEVEL, .act_fwd = act_fwd_##LEVEL, .act_bwd = act_bwd_##LEVEL,         \
-    .mul = mul_##LEVEL, .dropout = dropout_##LEVEL, .norm_fwd = norm_fwd_##LEVEL, .norm_bwd = norm_bwd_##LEVEL,         \
+    .mul = mul_##LEVEL, .dropout = dropout_##LEVEL, .norm_fwd = norm_fwd_##LEVEL,           \
+    .norm_bwd = norm_bwd_##LEVEL,                                                           \
     .xent = xent_##LEVEL, .sumsq = sumsq_##LEVEL, .adamw = adamw_##LEVEL,                   \
     .rope = rope_##LEVEL, .attention_row = attention_row_##LEVEL,                           \
     .attention_delta = attention_delta_##LEVEL, .softmax = softmax_##LEVEL,                 \
@@ -3041,7 +3043,8 @@ static void fill_level(nxt_context *cx, nxt_backend *t, int level) {
     t->norm_fwd = fast_norm_fwd, t->norm_bwd = fast_norm_bwd;
     t->attention_fwd = fast_attention_fwd, t->attention_bwd = fast_attention_bwd;
     t->act_fwd = fast_act_fwd, t->act_bwd = fast_act_bwd, t->rope = fast_rope;
-    t->mul = fast_mul, t->dropout = fast_dropout, t->gather = fast_gather, t->scatter = fast_scatter;
+    t->mul = fast_mul, t->dropout = fast_dropout;
+    t->gather = fast_gather, t->scatter = fast_scatter;
     t->store = fast_store, t->fill = fast_fill, t->convert = fast_convert;
     t->xent = fast_xent, t->sumsq = fast_sumsq, t->adamw = fast_adamw;
 }
@@ -3471,7 +3474,8 @@ nxt_status nxt_profile_start(nxt_context *cx) {
         PROFILE(download), PROFILE(sync), PROFILE(embed_fwd), PROFILE(embed_bwd),
         PROFILE(norm_fwd), PROFILE(norm_bwd), PROFILE(matmul), PROFILE(bias_bwd),
         PROFILE(rope), PROFILE(attention_fwd), PROFILE(attention_bwd), PROFILE(act_fwd),
-        PROFILE(act_bwd), PROFILE(mul), PROFILE(dropout), PROFILE(gather), PROFILE(scatter), PROFILE(store),
+        PROFILE(act_bwd), PROFILE(mul), PROFILE(dropout), PROFILE(gather), PROFILE(scatter),
+        PROFILE(store),
         PROFILE(fill), PROFILE(convert), PROFILE(xent), PROFILE(sumsq), PROFILE(adamw)};
     cx->ops = &p->table, cx->device = p;
     return NXT_OK;
@@ -7141,7 +7145,13 @@ enum { CONFIG_BYTES = 64 << 20 }; /* no honest config is larger */
  * the default. */
 static nxt_status config_number(nxt_context *cx, const char *where, const json *config,
                                 const config_key *k, shape *s) {
+    static const struct { const char *key, *also; } general[] = { /* GPT's names, everybody's */
+        {"n_embd", "hidden_size"}, {"n_layer", "num_hidden_layers"},
+        {"n_head", "num_attention_heads"}, {"n_positions", "max_position_embeddings"},
+        {"num_layers", "num_hidden_layers"}, {"num_heads", "num_attention_heads"}};
     const json *v = json_get(config, k->key);
+    for (i64 i = 0; !v && i < COUNT(general); i++)
+        if (!strcmp(k->key, general[i].key)) v = json_get(config, general[i].also);
     const bool null = v && v->kind == JSON_NULL, flag = k->kind == FLAGGED;
     void *field = (char *)s + k->field;
     double x = k->otherwise;
@@ -7213,7 +7223,7 @@ static nxt_status config_rope(nxt_context *cx, const char *where, const json *co
 
 /* What follows from the other numbers, and whether a model can have such sizes. */
 static nxt_status config_sizes(nxt_context *cx, const char *where, const family *f, shape *s) {
-    const bool divides = s->H > 0 && (s->D > 0 || s->C % s->H == 0);
+    const bool divides = s->H > 0 && s->C % s->H == 0;
     if (s->F < 0) s->F = 4 * s->C;
     if (s->G < 1 || !f->grouped) s->G = s->H;
     if (s->D < 1 && s->H > 0) s->D = s->C / s->H;
@@ -7259,13 +7269,15 @@ static nxt_status config_shape(nxt_context *cx, const char *where, const json *c
     return rotary ? config_rope(cx, where, config, s) : NXT_OK;
 }
 
-/* Which of GPT-Neo's layers are local, item by item: [[["global", "local"], times], ...], or
- * "attention_layers", the same written out; without either every second one. Returns how many
+/* Which of GPT-Neo's layers are local: "attention_layers", item by item, or [[["global",
+ * "local"], times], ...]; without either the 24 layers of the first model. Returns how many
  * layers are named, or -1 for something else. */
 static i64 config_local(const json *config, i64 L, bool *local) {
-    const json *types = json_get(config, "attention_types");
     const json *list = json_get(config, "attention_layers");
+    const json *types = list ? NULL : json_get(config, "attention_types");
     i64 l = 0;
+    for (const json *c = list ? list->first : NULL; c; c = c->next, l++)
+        if (l < L) local[l] = c->kind == JSON_STRING && !strcmp(c->text, "local");
     for (const json *t = types ? types->first : NULL; t; t = t->next) {
         const json *cycle = t->first, *times = cycle ? cycle->next : NULL;
         i64 n = 0;
@@ -7274,11 +7286,8 @@ static i64 config_local(const json *config, i64 L, bool *local) {
             for (const json *c = cycle->first; c; c = c->next, l++)
                 if (l < L) local[l] = c->kind == JSON_STRING && !strcmp(c->text, "local");
     }
-    if (!types && list)
-        for (const json *c = list->first; c; c = c->next, l++)
-            if (l < L) local[l] = c->kind == JSON_STRING && !strcmp(c->text, "local");
-    if (!types && !list)
-        for (; l < L; l++) local[l] = l % 2;
+    for (; !list && !types && l < 24; l++)
+        if (l < L) local[l] = l % 2;
     return l;
 }
 
@@ -7807,7 +7816,7 @@ static nxt_status check_adapter_config(nxt_context *cx, const char *path, const 
                     json_text(c, "bias", ""));
     for (i64 i = 0; i < COUNT(refused); i++) {
         const json *v = json_get(c, refused[i]);
-        if (v && v->kind != JSON_NULL && v->kind != JSON_FALSE && (v->kind == JSON_TRUE || v->first))
+        if (v && (v->kind == JSON_TRUE || v->first)) /* false, null and empty say "not used" */
             return fail(cx, NXT_UNSUPPORTED, "%s: \"%s\" is not supported", path, refused[i]);
     }
     return NXT_OK;
@@ -7845,6 +7854,18 @@ static nxt_status bind_adapters(nxt_model *m, const char *dir) {
                     "linear layers of this model: the adapter of another one?", dir, used,
                     m->adapter_files.count);
     return NXT_OK;
+}
+
+nxt_status nxt_lora_base(nxt_context *cx, const char *dir, const char **base) {
+    arena a = {.cx = cx};
+    json *config;
+    const char *path = path_join(&a, dir, "adapter_config.json");
+    nxt_status status = path ? json_read(&a, path, CONFIG_BYTES, &config) : NXT_MEMORY;
+    const char *name = status == NXT_OK ? json_text(config, "base_model_name_or_path", NULL) : "";
+    if (!name) status = fail(cx, NXT_FORMAT, "%s: names no base model: give --model", path);
+    if (status == NXT_OK) status = nxt_text_keep(cx, name, base);
+    arena_free(&a);
+    return status;
 }
 
 nxt_status nxt_lora_load(nxt_model *m, const char *dir) {
@@ -10961,7 +10982,7 @@ enum { FAILED = 1, USAGE = 2, INTERRUPTED = 130 };
  * not ignored: `eval --learning-rate` can only be a misunderstanding. */
 enum {
     TRAIN = 1, EVAL = 2, GENERATE = 4, TOKENIZE = 8, INFO = 16, INIT = 32, BENCH = 64,
-    ANY = 127, DATA = TRAIN | EVAL | GENERATE | INFO
+    MERGE = 128, ANY = 255, DATA = TRAIN | EVAL | GENERATE | INFO
 };
 
 /* Texts are not copied: they are argv's, or the context keeps them. */
@@ -10977,14 +10998,15 @@ typedef struct options {
     nxt_train_config t;
     nxt_run_config r;
     nxt_sample_config s;
+    nxt_lora_config lora;
     text_list data, stop;
-    const char *model, *config, *eval_data, *resume, *prompt, *prompts, *file, *cpu,
-        *tensors;
+    const char *model, *adapter, *freeze, *train_only, *config, *eval_data, *resume, *prompt,
+        *prompts, *file, *cpu, *tensors;
     const char *truncation, *train_on, *schedule, *eval_strategy, *save_strategy, *optim,
         *device; /* words, until settle_options turns them into numbers */
     double eval_split, test_split;
     int64_t max_length, max_train_samples, max_eval_samples, max_new_tokens,
-        max_input_tokens, top_k, threads;
+        max_input_tokens, top_k, threads, lora_r;
     int overwrite, dry_run, append_eos, no_append_eos, no_shuffle, json, add_start_token,
         decode, lines, count, bf16, profile;
 } options;
@@ -11010,10 +11032,12 @@ typedef struct option {
 static const option option_table[] = {
     /* files; the library wants a directory, find_model makes one of what is written here */
     {"model", TEXT("DIR", model), ANY & ~INIT, "model directory, hub-cache folder or hub name"},
+    {"adapter", TEXT("DIR", adapter), TRAIN | EVAL | GENERATE | INFO | MERGE,
+     "LoRA adapters on the model, as PEFT or train writes them"},
     {"tokenizer", TEXT("PATH", r.tokenizer), ANY & ~BENCH,
      "tokenizer.json or a folder; default: the model's"},
     {"data", LIST("FILE", data), TRAIN | EVAL | INFO, ".txt, .jsonl or .json; may be repeated"},
-    {"output-dir", TEXT("DIR", r.output_dir), TRAIN | INIT, "where results go"},
+    {"output-dir", TEXT("DIR", r.output_dir), TRAIN | INIT | MERGE, "where results go"},
     {"overwrite-output-dir", FLAG(overwrite), TRAIN, "replace an earlier run there"},
     {"dry-run", FLAG(dry_run), TRAIN, "report data and memory, train nothing"},
     {"config", TEXT("FILE", config), INIT | BENCH, "config.json of the architecture"},
@@ -11062,6 +11086,15 @@ static const option option_table[] = {
     {"adam-beta1", REAL("X", t.adam_beta1), TRAIN, "(0.9)"},
     {"adam-beta2", REAL("X", t.adam_beta2), TRAIN, "(0.999)"},
     {"adam-epsilon", REAL("X", t.adam_epsilon), TRAIN, "(1e-8)"},
+    /* which weights: §14 */
+    {"lora-r", INT(lora_r), TRAIN | INFO, "train LoRA adapters of this rank, not the model"},
+    {"lora-alpha", REAL("X", lora.alpha), TRAIN | INFO, "they count alpha / r times (8)"},
+    {"lora-dropout", REAL("X", lora.dropout), TRAIN | INFO, "of their input (0)"},
+    {"lora-target-modules", TEXT("NAMES", lora.targets), TRAIN | INFO,
+     "ends of layers' names, or all-linear; default: as PEFT"},
+    {"use-rslora", FLAG(lora.rslora), TRAIN | INFO, "alpha / sqrt(r) instead"},
+    {"freeze", TEXT("NAMES", freeze), TRAIN | INFO, "leave parameters of such names as they are"},
+    {"train-only", TEXT("NAMES", train_only), TRAIN | INFO, "leave all others as they are"},
     {"max-skipped-steps", INT(t.max_skipped_steps), TRAIN,
      "skip so many steps that are not finite (0)"},
     /* what is due when: §22. Steps are optimizer steps, not micro-batches */
@@ -11092,7 +11125,7 @@ static const option option_table[] = {
     {"lines", FLAG(lines), TOKENIZE, "every line a text of its own"},
     {"count", FLAG(count), TOKENIZE, "print the number of tokens only"},
     {"tensors", TEXT("PATTERN", tensors), INFO, "list the tensors of such names; '*': all"},
-    {"dtype", TEXT("T", r.dtype), TRAIN | INIT,
+    {"dtype", TEXT("T", r.dtype), TRAIN | INIT | MERGE,
      "f32, f16 or bf16 for what is saved; default: as the base"},
     {"bf16", FLAG(bf16), TRAIN | EVAL | GENERATE | BENCH,
      "multiply in bf16 where the processor does that faster; sums stay f32"},
@@ -11395,6 +11428,7 @@ enum { ALL_THREADS = INT32_MAX };
 static options default_options(void) {
     options o = {.d = nxt_data_config_default(), .t = nxt_train_config_default(),
                  .r = nxt_run_config_default(), .s = nxt_sample_config_default(),
+                 .lora = nxt_lora_config_default(),
                  .max_new_tokens = 64, .threads = ALL_THREADS};
     return o;
 }
@@ -11410,6 +11444,12 @@ static int check_conflicts(const options *o) {
          "--prompt-column needs --completion-column"},
         {o->d.text_column && o->d.completion_column,
          "--text-column or --completion-column, not both"},
+        {o->lora_r && (o->adapter || o->freeze || o->train_only),
+         "--lora-r begins new adapters and freezes all else: without --adapter, --freeze and "
+         "--train-only"},
+        {!o->lora_r && (o->lora.targets || o->lora.rslora || o->lora.dropout != 0),
+         "LoRA options need --lora-r"},
+        {o->freeze && o->train_only, "--freeze or --train-only, not both"},
         {o->test_split > 0 && o->d.block_size,
          "--test-split holds out rows, and blocks are no rows"},
         {o->r.eval_when != NXT_NEVER && !held_out,
@@ -11550,6 +11590,7 @@ static bool find_in_cache(app *a, const char *name, const char *slash) {
  * is never replaced by what was downloaded once. There is no download in this program, but
  * the error says how to make one. */
 static int find_model(app *a) {
+    if (!a->o.model && a->o.adapter) ASK(nxt_lora_base(a->cx, a->o.adapter, &a->o.model));
     const char *name = a->o.model, *slash = name ? strchr(name, '/') : NULL;
     if (!name) return complain(USAGE, "--model is missing");
     const bool hub =
@@ -11578,11 +11619,11 @@ static int read_record(app *a, int commands) {
     char path[4200];
     options was = default_options(), *o = &a->o;
     const int known = commands & (EVAL | GENERATE);
-    const char *name = strrchr(a->dir, '/'); /* a checkpoint's record is its run's */
-    const bool inside = !strncmp(name ? name + 1 : a->dir, "checkpoint-", 11);
-    const char *record = inside && !file_exists(a->dir, "run.json") ? "../run.json" : "run.json";
-    if (!known || !file_exists(a->dir, record)) return 0;
-    snprintf(path, sizeof path, "%s/%s", a->dir, record);
+    const char *dir = o->adapter ? o->adapter : a->dir, *name = strrchr(dir, '/');
+    const bool inside = !strncmp(name ? name + 1 : dir, "checkpoint-", 11);
+    const char *record = inside && !file_exists(dir, "run.json") ? "../run.json" : "run.json";
+    if (!known || !file_exists(dir, record)) return 0; /* a checkpoint's record is its run's */
+    snprintf(path, sizeof path, "%.4000s/%s", dir, record);
     if (read_options(a->cx, path, (config_reader){&was, known, false, 0})) return FAILED;
     if (commands == EVAL && !o->d.block_size && !o->max_length)
         o->d.block_size = was.d.block_size, o->max_length = was.max_length;
@@ -11618,6 +11659,20 @@ static int read_template(app *a) {
     return report(a->cx, status);
 }
 
+/* The model, its adapters, and what is frozen of it. */
+static int open_weights(app *a, const char *adapter, nxt_model **model) {
+    nxt_lora_config *lora = &a->o.lora;
+    ASK(nxt_model_load(model, a->cx, a->dir));
+    if (adapter) ASK(nxt_lora_load(*model, adapter));
+    if (*model != a->model) return 0; /* saved ones are loaded to be looked at */
+    lora->rank = (int)least(a->o.lora_r, 1 << 20), lora->base = a->o.model;
+    lora->seed = (uint64_t)a->o.t.seed;
+    if (a->o.lora_r) ASK(nxt_lora_attach(*model, lora));
+    if (a->o.freeze) ASK(nxt_model_freeze(*model, a->o.freeze, 0));
+    if (a->o.train_only) ASK(nxt_model_freeze(*model, a->o.train_only, 1));
+    return 0;
+}
+
 /* Model, tokenizer and the options that depend on them. The end-of-text token is the
  * tokenizer's, which wrote the training data; config.json is asked only where it names none.
  * Options are checked before weights are touched: a mistake costs no waiting. */
@@ -11627,7 +11682,7 @@ static int open_model(app *a, int commands) {
     DO(read_record(a, commands));
     DO(read_template(a));
     DO(settle_options(&a->o));
-    ASK(nxt_model_load(&a->model, a->cx, a->dir));
+    DO(open_weights(a, a->o.adapter, &a->model));
     nxt_model_describe(a->model, &a->info);
     a->o.d.eos = a->info.eos;
     if (reads_text)
@@ -11957,13 +12012,17 @@ static int check_saved(app *a) {
     nxt_model *saved;
     nxt_eval_info e;
     signal_context = NULL; /* everything is saved: a first interrupt changes nothing any more */
-    ASK(nxt_model_load(&saved, a->cx, a->o.r.output_dir));
+    const bool adapters = a->o.lora_r || a->o.adapter;
+    if (adapters) DO(open_weights(a, a->o.r.output_dir, &saved));
+    else ASK(nxt_model_load(&saved, a->cx, a->o.r.output_dir));
     nxt_status status = NXT_OK;
     if (a->eval) status = nxt_evaluate(saved, a->eval, a->o.r.eval_batch_size, &e);
     if (a->eval && status == NXT_OK)
         fprintf(stderr, "saved model: eval loss %.4f, perplexity %.3f\n", e.loss, e.perplexity);
     nxt_model_destroy(saved);
-    if (status == NXT_OK) fprintf(stderr, "the model is in %s\n", a->o.r.output_dir);
+    if (status == NXT_OK)
+        fprintf(stderr, "the %s in %s\n", adapters ? "adapters are" : "model is",
+                a->o.r.output_dir);
     return report(a->cx, status);
 }
 
@@ -12603,6 +12662,21 @@ static int run_init(app *a) {
     return 0;
 }
 
+/* W + scale B A, for programs that know no adapters; a tensor at a time, on the way to the file. */
+static int run_merge(app *a) {
+    nxt_save_config c = nxt_save_config_default();
+    const char *out = a->o.r.output_dir;
+    if (!a->o.adapter || !out) return complain(USAGE, "--adapter and --output-dir are needed");
+    if (directory_in_use(out)) return complain(FAILED, "%s: not empty", out);
+    DO(find_model(a));
+    DO(settle_options(&a->o));
+    DO(open_weights(a, a->o.adapter, &a->model));
+    c.dtype = a->o.r.dtype, c.tokenizer = a->o.r.tokenizer, c.merge = 1;
+    ASK(nxt_model_save(a->model, out, &c));
+    fprintf(stderr, "the merged model is in %s\n", out);
+    return 0;
+}
+
 /* -- main ------------------------------------------------------------------------------ */
 typedef struct command {
     const char *name;
@@ -12728,6 +12802,7 @@ static const command command_table[] = {
     {"tokenize", TOKENIZE, run_tokenize, "text to token ids, and back"},
     {"info", INFO, run_info, "architecture, parameters, memory"},
     {"init", INIT, run_init, "a model directory with random weights"},
+    {"merge", MERGE, run_merge, "a model with its adapters added to its weights"},
     {"bench", BENCH, run_bench, "what this machine can do, and how much of it a step uses"},
 };
 

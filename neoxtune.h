@@ -222,6 +222,9 @@ NXT_API nxt_lora_config nxt_lora_config_default(void);
 NXT_API NXT_CHECKED nxt_status nxt_lora_attach(nxt_model *model, const nxt_lora_config *config);
 /* Adapters from a directory that PEFT or nxt_model_save wrote; mapped, like the model. */
 NXT_API NXT_CHECKED nxt_status nxt_lora_load(nxt_model *model, const char *dir);
+/* The base model that an adapter's directory names; kept until the context is destroyed. */
+NXT_API NXT_CHECKED nxt_status nxt_lora_base(nxt_context *ctx, const char *dir,
+                                             const char **base);
 /* A directory with random weights (Hugging Face's initialisation) for the architecture in
  * config_file; tokenizer: file or directory whose tokenizer files are copied, or NULL. One
  * tensor is in memory at a time. dtype NULL: the config's. */
