@@ -6905,6 +6905,7 @@ typedef struct shape {
     bool sliding;                 /* windows that are not supported here */
     i64 lora_rank, lora_in;       /* of adapters: the largest rank, the widest input; or 0 */
     float lora_dropout;
+    bool recompute;               /* layers keep their output only, and run again in backward */
 } shape;
 
 /* A shape is a name, not a number, until the config gives the numbers. DIM_QKV is the width of
@@ -7690,6 +7691,8 @@ nxt_status nxt_model_freeze(nxt_model *m, const char *names, int others) {
     return NXT_OK;
 }
 
+void nxt_model_gradient_checkpointing(nxt_model *m, int on) { m->s.recompute = on; }
+
 /* -- Adapters ---------------------------------------------------------------------------
  *
  * Which layers have one is said by the ends of their names, as PEFT does it; "all-linear" are
@@ -7895,7 +7898,9 @@ nxt_status nxt_lora_load(nxt_model *m, const char *dir) {
  * again: the normalised inputs, q k v, the attention's output, the feed-forward's input to
  * the activation. That is 7 C + F floats a row and layer in GPT-NeoX (11 C; the output of
  * the activation is computed again instead of kept, which saves another F). Without
- * backward one set serves all layers.
+ * backward one set serves all layers. Where even that is too much, a layer keeps its output
+ * alone, C floats a row, and all of it is computed once more when backward arrives: one
+ * forward pass more, a third of the step, for a seventh of the memory [Chen16].
  *
  * The plan is the allocation, run dry: plan_pass hands out addresses from a base; called
  * with base 0 it returns how much would be needed. So what `info` predicts, what the
@@ -8021,8 +8026,9 @@ static size_t plan_pass(pass *p, const shape *s, char *base, i64 N, i64 trained,
     p->x0 = bump_mat(&b, N, s->C);
     for (i64 l = 0; l < s->L; l++) {
         layer_acts *a = layer ? &layer[l] : &dry[l & 1];
-        if (keep || l < 2) plan_layer(&b, s, N, a);
-        else if (layer) *a = layer[l - 2]; /* two sets in turn: a layer reads the last one */
+        if (l < (keep && s->recompute ? 1 : keep ? s->L : 2)) plan_layer(&b, s, N, a);
+        else if (layer) *a = layer[keep ? 0 : l - 2]; /* two in turn: a layer reads the last one */
+        if (keep && s->recompute && l) a->out = bump_mat(&b, N, s->C);
     }
     p->f = bump_mat(&b, N, s->F);
     p->g = s->gated ? bump_mat(&b, N, s->F) : p->f;
@@ -8199,8 +8205,9 @@ static void activate(pass *p, layer_acts *a) {
 
 /* Parallel layers let both branches read x, so that they could run at once; sequential ones
  * let the feed-forward network read what attention has added. All that differs is which
- * matrix the second norm reads and whether the stream needs a copy of its own in between. */
-static void forward_layer(pass *p, i64 l) {
+ * matrix the second norm reads and whether the stream needs a copy of its own in between.
+ * `again`: for backward, which reads all but the layer's output. */
+static void forward_layer(pass *p, i64 l, bool again) {
     const shape *s = &p->m->s;
     const layer_params *w = &p->m->layers[l];
     layer_acts *a = &p->layer[l];
@@ -8210,12 +8217,14 @@ static void forward_layer(pass *p, i64 l) {
     norm(cx, a->n1, a->s1, x, w->norm1, s->eps, s->norm);
     project(p, w, a->qkv, a->n1);
     attend(p, l, a);
-    copy_rows(cx, h, x);
-    linear(cx, h, a->y, w->out, 1);             /* h = x + attention */
-
+    if (!again || !s->parallel) {
+        copy_rows(cx, h, x);
+        linear(cx, h, a->y, w->out, 1);         /* h = x + attention */
+    }
     norm(cx, a->n2, a->s2, s->parallel ? x : h, w->norm2, s->eps, s->norm);
     linear(cx, a->pre, a->n2, s->gated ? w->gate : w->up, 0);
     if (s->gated) linear(cx, a->up, a->n2, w->up, 0);
+    if (again) return;
     activate(p, a);
     if (!s->parallel) copy_rows(cx, a->out, h);
     linear(cx, a->out, p->g, w->down, 1);       /* out = h + mlp */
@@ -8226,7 +8235,7 @@ static void forward(pass *p) {
     const nxt_model *m = p->m;
     p->cx->ops->embed_fwd(p->cx->device, p->x0, weight(m->embed),
                           weight(m->positions), p->in.ids, p->in.pos);
-    for (i64 l = 0; l < m->s.L; l++) forward_layer(p, l);
+    for (i64 l = 0; l < m->s.L; l++) forward_layer(p, l, false);
 }
 
 /* The last norm, over the rows that have a label: p->nr. */
@@ -8326,6 +8335,7 @@ static void backward_layer(pass *p, i64 l) {
     const bool parallel = p->m->s.parallel;
     const nxt_norm_kind kind = p->m->s.norm;
     mat x = layer_input(p, l);
+    if (p->m->s.recompute && l + 1 < p->m->s.L) forward_layer(p, l, true); /* the last is there */
     backward_mlp(p, w, a);
     if (!parallel) norm_bwd(p->cx, p->dx, p->dn2, a->h, a->s2, w->norm2, kind);
     backward_attention(p, l, a);
@@ -11008,7 +11018,7 @@ typedef struct options {
     int64_t max_length, max_train_samples, max_eval_samples, max_new_tokens,
         max_input_tokens, top_k, threads, lora_r;
     int overwrite, dry_run, append_eos, no_append_eos, no_shuffle, json, add_start_token,
-        decode, lines, count, bf16, profile;
+        decode, lines, count, bf16, profile, recompute;
 } options;
 
 /* One row per option: the table parses, prints the help, reads config files, and writes
@@ -11093,6 +11103,8 @@ static const option option_table[] = {
     {"lora-target-modules", TEXT("NAMES", lora.targets), TRAIN | INFO,
      "ends of layers' names, or all-linear; default: as PEFT"},
     {"use-rslora", FLAG(lora.rslora), TRAIN | INFO, "alpha / sqrt(r) instead"},
+    {"gradient-checkpointing", FLAG(recompute), TRAIN | INFO | BENCH,
+     "keep a seventh of the activations, compute the rest twice"},
     {"freeze", TEXT("NAMES", freeze), TRAIN | INFO, "leave parameters of such names as they are"},
     {"train-only", TEXT("NAMES", train_only), TRAIN | INFO, "leave all others as they are"},
     {"max-skipped-steps", INT(t.max_skipped_steps), TRAIN,
@@ -11665,6 +11677,7 @@ static int open_weights(app *a, const char *adapter, nxt_model **model) {
     ASK(nxt_model_load(model, a->cx, a->dir));
     if (adapter) ASK(nxt_lora_load(*model, adapter));
     if (*model != a->model) return 0; /* saved ones are loaded to be looked at */
+    nxt_model_gradient_checkpointing(*model, a->o.recompute);
     lora->rank = (int)least(a->o.lora_r, 1 << 20), lora->base = a->o.model;
     lora->seed = (uint64_t)a->o.t.seed;
     if (a->o.lora_r) ASK(nxt_lora_attach(*model, lora));

@@ -113,7 +113,7 @@ static const test_row tests[] = {
     ROW(golden_variants), ROW(golden_linear),
     ROW(golden_gpt2_plain), ROW(golden_gpt2_bare), ROW(golden_gpt2_untied),
     ROW(golden_neo_window), ROW(golden_llama_grouped), ROW(golden_llama_tied),
-    ROW(golden_qwen2), ROW(golden_lora), ROW(golden_sessions), ROW(golden_stories260k), ROW(golden_configs),
+    ROW(golden_qwen2), ROW(golden_lora), ROW(golden_recompute), ROW(golden_sessions), ROW(golden_stories260k), ROW(golden_configs),
     ROW(rope_linear),
     ROW(perplexity_golden),
     /* §18 */

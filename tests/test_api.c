@@ -761,6 +761,7 @@ static void test_adapters(void) {
     lc.rank = 0;
     CHECK(nxt_lora_attach(m, &lc) == NXT_ARGUMENT);
     lc.rank = 4;
+    nxt_model_gradient_checkpointing(m, 1);
     CHECK(OK(cx, nxt_lora_attach(m, &lc)));
     CHECK(nxt_lora_attach(m, &lc) == NXT_ARGUMENT); /* once */
     CHECK(OK(cx, nxt_forward(m, d, 0, 1, &after)) && before == after); /* B is zero */

@@ -183,6 +183,43 @@ static void test_golden_llama_grouped(void) { golden_at_every_level("llama-group
 static void test_golden_llama_tied(void) { golden_at_every_level("llama-tied"); }
 static void test_golden_qwen2(void) { golden_at_every_level("qwen2-tiny"); }
 
+/* Layers that run again in backward: the same gradients, bit for bit, from less memory. */
+static void check_recompute(nxt_context *cx, const char *name) {
+    golden g;
+    if (!golden_open(&g, cx, name)) return;
+    i64 n, elements = 0;
+    const tensor *t = weights_find(&g.file, "input_ids");
+    i32 *ids = golden_ints(&g, "input_ids", &n), *labels = golden_ints(&g, "labels", &n);
+    nxt_dataset *d = golden_data(&g, ids, labels, t->dim[0], t->dim[1]);
+    float *first = NULL;
+    double loss[2] = {0};
+    nxt_memory_plan plan[2];
+    for (int on = 0; on < 2; on++) {
+        nxt_model_gradient_checkpointing(g.m, on);
+        nxt_model_memory(g.m, n, 1, &plan[on]);
+        OK(cx, nxt_grad_zero(g.m));
+        OK(cx, nxt_backward(g.m, d, 0, t->dim[0], &loss[on]));
+        elements = g.m->trained;
+        if (!on) {
+            first = malloc((size_t)elements * sizeof *first);
+            memcpy(first, g.m->grads, (size_t)elements * sizeof *first);
+        }
+    }
+    CHECK(loss[0] == loss[1] && !memcmp(first, g.m->grads, (size_t)elements * sizeof *first));
+    CHECK(plan[1].activations < plan[0].activations);
+    free(first), free(ids), free(labels);
+    nxt_dataset_destroy(d);
+    golden_close(&g);
+}
+
+static void test_golden_recompute(void) {
+    static const char *const name[] = {"neox-parallel-025", "neox-variants", "gpt2-plain",
+                                       "neo-window", "llama-grouped", "lora-neox", "lora-llama"};
+    nxt_context *cx = test_context();
+    for (i64 i = 0; i < COUNT(name); i++) check_recompute(cx, name[i]);
+    nxt_context_destroy(cx);
+}
+
 /* PEFT's adapters: loaded, trained, merged. The base has no gradient. */
 static void check_merged(golden *g, nxt_context *cx) {
     nxt_save_config c = nxt_save_config_default();
