@@ -7325,7 +7325,8 @@ struct nxt_model {
     weights adapter_files;
     nxt_lora_config lora;   /* rank 0: no adapters */
     lora_work lora_work;
-    const char *adapter_dir; /* where they were read from, or NULL */
+    i32 ends[16];           /* ids that end a text when the model says one of them */
+    i64 end_count;
 };
 
 /* Widths of q, of k and v, of all three side by side. */
@@ -7571,6 +7572,35 @@ void nxt_model_destroy(nxt_model *m) {
     mem_drop(cx, m);
 }
 
+/* Chat models end a turn with a token of its own: config.json or generation_config.json then
+ * has a list, of which any member ends a text. */
+static void add_ends(nxt_model *m, const json *config) {
+    const json *eos = json_get(config, "eos_token_id");
+    if (eos && eos->kind == JSON_ARRAY) eos = eos->first;
+    for (; eos && m->end_count < COUNT(m->ends); eos = eos->next) {
+        if (eos->kind == JSON_NUMBER && eos->number >= 0 && eos->number < (double)m->s.V)
+            m->ends[m->end_count++] = (i32)eos->number;
+        if (eos->key) break; /* a single number: what follows are other members */
+    }
+}
+
+static nxt_status read_ends(nxt_model *m) {
+    json *config;
+    const char *path = path_join(&m->arena, m->dir, "generation_config.json");
+    if (!path) return NXT_MEMORY;
+    add_ends(m, m->config);
+    if (!path_exists(path)) return NXT_OK;
+    TRY(json_read(&m->arena, path, CONFIG_BYTES, &config));
+    add_ends(m, config);
+    return NXT_OK;
+}
+
+int nxt_model_ends(const nxt_model *m, i32 id) {
+    for (i64 i = 0; i < m->end_count; i++)
+        if (m->ends[i] == id) return 1;
+    return 0;
+}
+
 /* Config first, because it says which tensors must be there; then the files; then every
  * parameter is bound to its tensor. Nothing is copied but the vectors. */
 static nxt_status model_read(nxt_model *m, const char *dir) {
@@ -7578,6 +7608,7 @@ static nxt_status model_read(nxt_model *m, const char *dir) {
     const char *path = path_join(&m->arena, dir, "config.json");
     if (!m->dir || !path) return NXT_MEMORY;
     TRY(read_config(m, path));
+    TRY(read_ends(m));
     TRY(weights_open(m->cx, dir, &m->files));
     for (i64 i = 0; i < m->param_count; i++) TRY(bind_param(m, &m->params[i], &m->files, dir));
     m->stored = m->embed->stored.type;
@@ -7877,8 +7908,7 @@ nxt_status nxt_lora_load(nxt_model *m, const char *dir) {
     const char *file = path_join(a, dir, "adapter_model.safetensors");
     nxt_lora_config c = nxt_lora_config_default();
     json *config;
-    m->adapter_dir = arena_text(a, dir, strlen(dir));
-    if (!path || !file || !m->adapter_dir) return NXT_MEMORY;
+    if (!path || !file) return NXT_MEMORY;
     TRY(json_read(a, path, CONFIG_BYTES, &config));
     TRY(check_adapter_config(m->cx, path, config));
     c.rank = (int)json_number(config, "r", 8), c.alpha = json_number(config, "lora_alpha", 8);
@@ -12179,7 +12209,7 @@ static int take_token(app *a, completion *c, int32_t id) {
         char *at = c->text ? strstr(c->text, a->o.stop.text[s]) : NULL;
         if (at) *at = 0, c->bytes = (size_t)(at - c->text), c->done = true;
     }
-    const bool eos = id == a->o.d.eos || id == a->info.eos;
+    const bool eos = id == a->o.d.eos || nxt_model_ends(a->model, id);
     c->done |= eos || c->n - c->prompt >= a->o.max_new_tokens || c->n >= a->capacity;
     return 0;
 }

@@ -235,6 +235,9 @@ NXT_API NXT_CHECKED nxt_status nxt_model_init(nxt_context *ctx, const char *conf
                                               const char *tokenizer, const char *dir,
                                               const char *dtype, uint64_t seed);
 NXT_API void nxt_model_describe(const nxt_model *model, nxt_model_info *info);
+/* Whether a text is over when the model says this id: any of the eos_token_id of config.json
+ * and generation_config.json. */
+NXT_API int nxt_model_ends(const nxt_model *model, int32_t id);
 NXT_API int64_t nxt_param_count(const nxt_model *model);
 NXT_API void nxt_param_describe(const nxt_model *model, int64_t i, nxt_param_info *info);
 /* Elements [at, at + n) of parameter i, or of its gradient (zeros when it has none). */

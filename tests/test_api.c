@@ -389,6 +389,10 @@ static void test_model(void) {
         total += p.rows * p.cols;
     }
     CHECK(total == info.parameters);
+    CHECK(nxt_model_ends(m, 0) && !nxt_model_ends(m, 1) && !nxt_model_ends(m, -1));
+    if (OK(cx, nxt_model_load(&again, cx, "tests/golden/qwen2-tiny"))) /* "eos": [2, 1] */
+        CHECK(nxt_model_ends(again, 2) && nxt_model_ends(again, 1) && !nxt_model_ends(again, 0));
+    nxt_model_destroy(again);
     nxt_param_describe(m, 0, &p);
     CHECK(!strcmp(p.name, "gpt_neox.embed_in.weight") && p.rows == info.vocabulary);
     CHECK(OK(cx, nxt_param_read(m, 0, p.cols - 2, 4, a))); /* across a row's end */
