@@ -9518,7 +9518,9 @@ void nxt_model_describe(const nxt_model *m, nxt_model_info *info) {
         .dtype = dtype_name[m->stored], .activation = acts[s->act], .layers = s->L,
         .width = s->C, .heads = s->H, .inner = s->F, .vocabulary = s->V, .positions = s->T,
         .rotary = 2 * s->pairs, .parallel_residual = s->parallel, .tied = s->tied,
-        .parameters = m->elements, .embedding_parameters = s->V * s->C,
+        .key_heads = s->G, .head_size = s->D, .window = s->window, .gated = s->gated,
+        .norm = s->norm == NXT_RMS_NORM ? "RMSNorm" : "LayerNorm", .lora_rank = s->lora_rank,
+        .trainable = trainable_elements(m), .parameters = m->elements, .embedding_parameters = s->V * s->C,
         .bos = (i32)s->bos, .eos = (i32)s->eos};
     for (i64 i = 0; i < m->files.file_count; i++) info->mapped_bytes += m->files.files[i].map.n;
 }
@@ -11833,6 +11835,10 @@ static int check_memory(app *a) {
         nxt_model_memory(a->model, batch_tokens(a->eval, a->o.r.eval_batch_size), 0, &e);
         plan.activations += e.activations, plan.total += e.activations;
     }
+    if (a->info.trainable != a->info.parameters)
+        fprintf(stderr, "trainable: %" PRId64 " of %" PRId64 " parameters (%.2f %%)\n",
+                a->info.trainable, a->info.parameters,
+                100 * (double)a->info.trainable / (double)a->info.parameters);
     fprintf(stderr, "memory: %s (weights %s, gradients %s, optimizer %s, activations %s)\n",
             human(plan.total).text, human(plan.weights).text, human(plan.gradients).text,
             human(plan.optimizer).text, human(plan.activations).text);
@@ -12609,40 +12615,44 @@ static int run_tokenize(app *a) {
  * attention's two products of a row with the keys before it, half a text on average. */
 static void count_flops(const app *a, double rows, double length, double *hf, double *real) {
     const nxt_model_info *i = &a->info;
-    const double C = (double)i->width, L = (double)i->layers;
-    const double matrices =
-        L * (4 * C * C + 2 * C * (double)i->inner) + C * (double)i->vocabulary;
+    const double C = (double)i->width, L = (double)i->layers, D = (double)i->head_size;
+    const double heads = D * (double)i->heads, keys = D * (double)i->key_heads;
+    const double matrices = L * C * (2 * heads + 2 * keys + (i->gated ? 3 : 2) * (double)i->inner)
+                            + C * (double)i->vocabulary;
     *hf = 6 * rows * (double)(i->parameters - i->embedding_parameters);
-    *real = rows * (6 * matrices + 6 * L * C * length);
+    *real = rows * (6 * matrices + 6 * L * heads * length);
 }
 
-/* The architecture as PyTorch users expect to see it: modules and their shapes, under the
- * names that the parameters of the file have.
+/* The architecture as PyTorch users expect to see it: modules and their shapes.
  *
  *     GPTNeoXForCausalLM (f16, 166 MB on disk)
- *       embed_in          50304 x 512
- *       layers            6 x, parallel residual
+ *       embedding         50304 x 512
+ *       layers            6 x, parallel residual, LayerNorm
  *         attention       8 heads of 64, rotary over 16 of them, 2048 positions
  *         mlp             512 -> 2048 -> 512, gelu
- *       final_layer_norm  512
- *       embed_out         512 x 50304
+ *       head              512 x 50304
  */
 static void print_tree(const nxt_model_info *i) {
     printf("%s (%s, %s on disk)\n"
-           "  embed_in          %" PRId64 " x %" PRId64 "\n"
-           "  layers            %" PRId64 " x, %s residual\n"
-           "    attention       %" PRId64 " heads of %" PRId64 ", rotary over %" PRId64
-           " of them, %" PRId64 " positions\n",
+           "  embedding         %" PRId64 " x %" PRId64 "\n"
+           "  layers            %" PRId64 " x, %s residual, %s\n"
+           "    attention       %" PRId64 " heads of %" PRId64,
            i->architecture, i->dtype, human(i->mapped_bytes).text, i->vocabulary, i->width,
-           i->layers, i->parallel_residual ? "parallel" : "sequential", i->heads,
-           i->width / i->heads, i->rotary, i->positions);
-    printf("    mlp             %" PRId64 " -> %" PRId64 " -> %" PRId64 ", %s\n"
-           "  final_layer_norm  %" PRId64 "\n"
-           "  embed_out         %" PRId64 " x %" PRId64 "%s\n"
+           i->layers, i->parallel_residual ? "parallel" : "sequential", i->norm, i->heads,
+           i->head_size);
+    if (i->key_heads != i->heads) printf(", %" PRId64 " of keys and values", i->key_heads);
+    if (i->rotary) printf(", rotary over %" PRId64 " of them", i->rotary);
+    printf(", %" PRId64 "%s positions", i->positions, i->rotary ? "" : " learned");
+    if (i->window) printf("; some layers see %" PRId64, i->window);
+    printf("\n    mlp             %" PRId64 " -> %" PRId64 " -> %" PRId64 ", %s%s\n"
+           "  head              %" PRId64 " x %" PRId64 "%s\n"
            "%" PRId64 " parameters, %" PRId64 " without the input embedding\n",
-           i->width, i->inner, i->width, i->activation, i->width, i->width, i->vocabulary,
-           i->tied ? " (the embedding, tied)" : "", i->parameters,
+           i->width, i->inner, i->width, i->activation, i->gated ? ", gated" : "", i->width,
+           i->vocabulary, i->tied ? " (the embedding, tied)" : "", i->parameters,
            i->parameters - i->embedding_parameters);
+    if (i->lora_rank || i->trainable != i->parameters)
+        printf("%" PRId64 " trainable (%.2f %%)\n", i->trainable,
+               100 * (double)i->trainable / (double)i->parameters);
 }
 
 /* A vector has one row here, and one dimension in the file. */

@@ -166,8 +166,14 @@ typedef struct nxt_model_info {
     int64_t rotary;                 /* values of each head that the position turns */
     int parallel_residual, tied;
     int64_t parameters, embedding_parameters; /* the second: of the input embedding */
+    int64_t trainable;              /* parameters, adapters included, that training changes */
     int64_t mapped_bytes;           /* of the weight files */
     int32_t bos, eos;               /* -1: none */
+    int64_t key_heads, head_size;   /* fewer key than query heads: grouped */
+    int64_t window;                 /* tokens that local layers see; 0: there are none */
+    int64_t lora_rank;              /* the largest of the adapters; 0: none */
+    int gated;                      /* down(act(gate x) * up x) */
+    const char *norm;               /* "LayerNorm" or "RMSNorm" */
 } nxt_model_info;
 
 typedef struct nxt_param_info {
