@@ -1529,11 +1529,45 @@ ALWAYS_INLINE void merge_body(float *c, i64 c_step, const float *tile, i64 nr, i
         else NAME##_typed(out, out_step, a, a_step, b, b_bytes, K, BF16);                   \
     }
 
+/* The same where a row of b is a number k of all columns (GPT-2's weights): out[c] += a[j] times
+ * element c of row j, over four rows. Lanes run along the columns, and nothing needs adding up;
+ * the rows after the next ones are asked for in advance. */
+#define DEFINE_SUMS(NAME, AT, V, LOAD)                                                      \
+    AT ALWAYS_INLINE void NAME##_typed(float *out, const float *a, const char *b,           \
+                                       i64 b_bytes, i64 n, dtype type) {                    \
+        enum { W = sizeof(V) / sizeof(float) };                                             \
+        i64 c = 0;                                                                          \
+        for (; c + W <= n; c += W) {                                                        \
+            V sum = *(V *)(out + c);                                                        \
+            UNROLL for (int j = 0; j < 4; j++) {                                            \
+                const char *row = b + j * b_bytes + c * dtype_size(type);                   \
+                V x;                                                                        \
+                __builtin_prefetch(row + 8 * b_bytes);                                      \
+                LOAD(&x, row, type);                                                        \
+                sum += a[j] * x;                                                            \
+            }                                                                               \
+            *(V *)(out + c) = sum;                                                          \
+        }                                                                                   \
+        for (; c < n; c++)                                                                  \
+            for (int j = 0; j < 4; j++) {                                                   \
+                float x;                                                                    \
+                load_floats(&x, b + j * b_bytes, type, c, 1);                               \
+                out[c] += a[j] * x;                                                         \
+            }                                                                               \
+    }                                                                                       \
+    AT FUSED static void NAME(float *out, const float *a, const char *b, i64 b_bytes, i64 n, \
+                              dtype type) {                                                 \
+        if (type == F32) NAME##_typed(out, a, b, b_bytes, n, F32);                          \
+        else if (type == F16) NAME##_typed(out, a, b, b_bytes, n, F16);                     \
+        else NAME##_typed(out, a, b, b_bytes, n, BF16);                                     \
+    }
+
 /* -- What one CPU level brings -----------------------------------------------------------
  * Leaves compiled for it, each a row, a panel or a tile of work. The loops around them and
  * the threads are the same code for all levels. */
 typedef void tile_fn(float *out, i64 step, bool add, const float *a, const float *b, i64 K);
 typedef void pack_fn(float *out, const operand *x, i64 lane, i64 lanes, i64 k, i64 nk);
+typedef void sums_fn(float *out, const float *a, const char *b, i64 b_bytes, i64 n, dtype type);
 typedef void dots_fn(float *out, i64 out_step, const float *a, i64 a_step, const char *b,
                      i64 b_bytes, i64 K, dtype type);
 
@@ -1557,6 +1591,7 @@ typedef struct kernels {
     int mr, nr, dots_rows;
     tiling f32;
     dots_fn *dots, *dots1; /* dots_rows rows, one row */
+    sums_fn *sums;
     void (*merge)(float *c, i64 c_step, const float *tile, i64 rows, i64 cols, float alpha,
                   float beta, const float *bias);
     row_fn *act_fwd, *act_bwd, *mul, *dropout, *norm_fwd, *xent, *sumsq, *adamw, *rope;
@@ -1801,6 +1836,36 @@ static void dots_task(void *arg, i64 i) {
     }
 }
 
+/* Some columns of C from a strip of all rows of B. The last rows, fewer than four, go by
+ * themselves: what lies behind them is not ours to read. */
+enum { SUMS = 128 };
+
+static void sums_task(void *arg, i64 i) {
+    const product *p = arg;
+    const i64 n0 = i * SUMS, cols = min64(SUMS, p->N - n0), size = dtype_size(p->b.x.type);
+    const i64 bytes = p->b.x.k_step * size;
+    const char *b = p->b.x.p + n0 * size;
+    float acc[SMALL_M * SUMS] __attribute__((aligned(64))) = {0}, bias[SUMS] = {0};
+    if (p->bias.p) load_floats(bias, p->bias.p, p->bias.type, n0, cols);
+    for (i64 k = 0; k < p->K; k += 4)
+        for (i64 m = 0; m < p->M; m++) {
+            const float *a = (const float *)(const void *)p->a.x.p + m * p->a.x.lane_step + k;
+            float *out = acc + m * SUMS;
+            if (k + 4 <= p->K) p->f->sums(out, a, b + k * bytes, bytes, cols, p->b.x.type);
+            for (i64 j = 0; k + 4 > p->K && k + j < p->K; j++)
+                for (i64 c = 0; c < cols; c++) {
+                    float x;
+                    load_floats(&x, b + (k + j) * bytes, p->b.x.type, c, 1);
+                    out[c] += a[j] * x;
+                }
+        }
+    for (i64 m = 0; m < p->M; m++) {
+        float *c = row_of(p->c, m) + n0;
+        for (i64 j = 0; j < cols; j++)
+            c[j] = p->alpha * acc[m * SUMS + j] + (p->beta == 0 ? 0 : p->beta * c[j]) + bias[j];
+    }
+}
+
 static void matmul_dots(nxt_context *cx, product *p) {
     p->columns = max64(1, (1 << 15) / max64(1, p->K) / p->f->nr) * p->f->nr; /* about 128 KB */
     parallel_for(cx, ceil_div(p->N, p->columns), dots_task, p);
@@ -1816,6 +1881,8 @@ static void matmul_with(nxt_context *cx, const tiling *t, mat c, mat a, mat b, i
     p.a = (side){{a.p, a.type, ta ? 1 : a.stride, ta ? a.stride : 1}, p.M, p.f->mr, t->pack_a};
     p.b = (side){{b.p, b.type, tb ? b.stride : 1, tb ? 1 : b.stride}, p.N, p.f->nr, t->pack_b};
     if (p.M <= SMALL_M && p.N >= 4 && tb && !ta && a_f32) matmul_dots(cx, &p);
+    else if (p.M <= SMALL_M && !tb && !ta && a_f32)
+        parallel_for(cx, ceil_div(p.N, SUMS), sums_task, &p);
     else matmul_packed(cx, &p);
 }
 
@@ -1858,6 +1925,7 @@ DEFINE_TILE(tile12_baseline, AT_BASELINE, v4, 12, 12, 2, MULTIPLY_ADD)
 DEFINE_MATMUL(baseline, AT_BASELINE, v4, BASELINE_MR, 2)
 DEFINE_DOTS(dots_baseline, AT_BASELINE, v4, load_v4, 2)
 DEFINE_DOTS(dots1_baseline, AT_BASELINE, v4, load_v4, 1)
+DEFINE_SUMS(sums_baseline, AT_BASELINE, v4, load_v4)
 #if NXT_HAS_X86
 #define AT_AVX2 __attribute__((target("avx2,fma,f16c")))
 DEFINE_MATMUL(avx2, AT_AVX2, v8, 4, 3)
@@ -1866,6 +1934,7 @@ DEFINE_MATMUL(avx2, AT_AVX2, v8, 4, 3)
     else load_v8(x, p, type)
 DEFINE_DOTS(dots_avx2, AT_AVX2, v8, LOAD_AVX2, 2)
 DEFINE_DOTS(dots1_avx2, AT_AVX2, v8, LOAD_AVX2, 1)
+DEFINE_SUMS(sums_avx2, AT_AVX2, v8, LOAD_AVX2)
 
 #define AT_AVX512 __attribute__((target("avx512f,avx512bw,avx512dq,avx512vl,fma")))
 DEFINE_MATMUL(avx512, AT_AVX512, v16, 12, 2)
@@ -1874,6 +1943,7 @@ DEFINE_MATMUL(avx512, AT_AVX512, v16, 12, 2)
     else load_v16(x, p, type)
 DEFINE_DOTS(dots_avx512, AT_AVX512, v16, LOAD_AVX512, 4)
 DEFINE_DOTS(dots1_avx512, AT_AVX512, v16, LOAD_AVX512, 1)
+DEFINE_SUMS(sums_avx512, AT_AVX512, v16, LOAD_AVX512)
 DEFINE_TILE(tile8_avx512, AT_AVX512, v16, 12, 8, 2, MULTIPLY_ADD)
 DEFINE_TILE(tile12_avx512, AT_AVX512, v16, 12, 12, 2, MULTIPLY_ADD)
 
@@ -2717,7 +2787,7 @@ ALWAYS_INLINE void attention_delta_row(const row_job *j, piece p) { /* dy.y of e
 #define ENTRIES(LEVEL)                                                                      \
     .f32.pack_a = pack_a_##LEVEL, .f32.pack_b = pack_b_##LEVEL, .f32.peak = peak_##LEVEL,   \
     .f32.k_per_word = 1, .merge = merge_##LEVEL, .dots = dots_##LEVEL,                      \
-    .dots1 = dots1_##LEVEL, .act_fwd = act_fwd_##LEVEL, .act_bwd = act_bwd_##LEVEL,         \
+    .dots1 = dots1_##LEVEL, .sums = sums_##LEVEL, .act_fwd = act_fwd_##LEVEL, .act_bwd = act_bwd_##LEVEL,         \
     .mul = mul_##LEVEL, .dropout = dropout_##LEVEL, .norm_fwd = norm_fwd_##LEVEL,           \
     .norm_bwd = norm_bwd_##LEVEL,                                                           \
     .xent = xent_##LEVEL, .sumsq = sumsq_##LEVEL, .adamw = adamw_##LEVEL,                   \
