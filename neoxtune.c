@@ -2787,7 +2787,8 @@ ALWAYS_INLINE void attention_delta_row(const row_job *j, piece p) { /* dy.y of e
 #define ENTRIES(LEVEL)                                                                      \
     .f32.pack_a = pack_a_##LEVEL, .f32.pack_b = pack_b_##LEVEL, .f32.peak = peak_##LEVEL,   \
     .f32.k_per_word = 1, .merge = merge_##LEVEL, .dots = dots_##LEVEL,                      \
-    .dots1 = dots1_##LEVEL, .sums = sums_##LEVEL, .act_fwd = act_fwd_##LEVEL, .act_bwd = act_bwd_##LEVEL,         \
+    .dots1 = dots1_##LEVEL, .sums = sums_##LEVEL, .act_fwd = act_fwd_##LEVEL,               \
+    .act_bwd = act_bwd_##LEVEL,                                                             \
     .mul = mul_##LEVEL, .dropout = dropout_##LEVEL, .norm_fwd = norm_fwd_##LEVEL,           \
     .norm_bwd = norm_bwd_##LEVEL,                                                           \
     .xent = xent_##LEVEL, .sumsq = sumsq_##LEVEL, .adamw = adamw_##LEVEL,                   \
