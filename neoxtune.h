@@ -183,6 +183,12 @@ typedef struct nxt_save_config {
     const char *tokenizer;  /* file or directory to copy the tokenizer from; NULL: the model's */
 } nxt_save_config;
 
+typedef struct nxt_export_config {
+    const char *format;    /* "gguf" or "safetensors"; NULL: as the file's name ends */
+    const char *dtype;     /* "f32", "f16", "bf16", for gguf "q8_0" too; NULL: as stored */
+    const char *tokenizer; /* file or directory; NULL: the model's. Only gguf holds one */
+} nxt_export_config;
+
 /* Bytes that training or using a model takes beside the mapped files. */
 typedef struct nxt_memory_plan {
     int64_t weights, gradients, optimizer, activations, workspace, total;
@@ -206,6 +212,13 @@ NXT_API nxt_save_config nxt_save_config_default(void);
 NXT_API NXT_CHECKED nxt_status nxt_model_init(nxt_context *ctx, const char *config_file,
                                               const char *tokenizer, const char *dir,
                                               const char *dtype, uint64_t seed);
+/* The model as one file for other programs, complete or absent; a file of that name is
+ * replaced. GGUF (llama.cpp's) is for GPT-NeoX, GPT-2, Llama and Qwen2; matrices take dtype,
+ * vectors stay f32. NXT_UNSUPPORTED: the format cannot say what this model computes, or how its
+ * tokenizer cuts. Takes a few MB beside the model, and the tokenizer's files as a tree. */
+NXT_API NXT_CHECKED nxt_status nxt_model_export(const nxt_model *model, const char *file,
+                                                const nxt_export_config *config);
+NXT_API nxt_export_config nxt_export_config_default(void);
 NXT_API void nxt_model_describe(const nxt_model *model, nxt_model_info *info);
 NXT_API int64_t nxt_param_count(const nxt_model *model);
 NXT_API void nxt_param_describe(const nxt_model *model, int64_t i, nxt_param_info *info);
