@@ -10572,7 +10572,7 @@ static nxt_status gguf_architecture(gguf *g) {
         {s->gated ? s->act != NXT_SILU : s->act == NXT_SILU || s->act == NXT_RELU,
          "its activation"},
         {!g->neox && rotary && 2 * s->pairs != s->D, "rotary positions for a part of a head"},
-        {g->neox && s->rotary % 2, "rotary positions for an odd part of a head"},
+        {g->neox && (s->rotary % 2 || s->D % 2), "rotary positions in heads of an odd size"},
         {!g->llama && s->rope_low > 0, "Llama 3's rotary scaling"},
         {qwen && q_width(s) != s->C, "a head_dim of its own"},
     };
@@ -10654,7 +10654,8 @@ static int piece_order(const void *a, const void *b) {
 /* The id of a text; -1: there is none. */
 static i64 piece_find(const gguf_vocab *t, const char *text, i64 n) {
     const gguf_token key = {.text = text, .n = n}, *k = &key;
-    const gguf_token *const *found = bsearch(&k, t->order, (size_t)t->g->m->s.V, sizeof k, piece_order);
+    const gguf_token *const *found =
+        bsearch(&k, t->order, (size_t)t->g->m->s.V, sizeof k, piece_order);
     return found ? *found - t->id : -1;
 }
 
