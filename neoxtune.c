@@ -1062,6 +1062,32 @@ static void ref_act_bwd(void *s, mat dx, mat dy, mat x, nxt_act_kind kind) {
             row_of(dx, n)[c] = row_of(dy, n)[c] * act_slope(row_of(x, n)[c], kind);
 }
 
+/* -- Dropout [Srivastava14] -----------------------------------------------------------------
+ * y = x with every element kept with probability 1 - rate, and divided by it, so that the mean
+ * stays what it is without dropout; or y + that, with beta 1. Nothing is remembered: whether
+ * an element is kept is a hash of its row's key, the place in the model (`site`) and its
+ * column, so backward, which is the same call on the gradient, asks again. The key is that of
+ * the token (seed, step, example, position), never of the row it happens to have.            */
+static inline u32 dropout_bits(u64 key, u32 column) {
+    u32 x = (u32)key + column * 0x9e3779b9u;
+    x = (x ^ x >> 16) * 0x7feb352du;
+    x = (x ^ (u32)(key >> 32) ^ x >> 15) * 0x846ca68bu;
+    return x ^ x >> 16;
+}
+static inline u32 dropout_threshold(float rate) { return (u32)((double)rate * 4294967296.0); }
+
+static void ref_dropout(void *s, mat y, mat x, const u64 *key, u64 site, float rate,
+                        float beta) {
+    (void)s;
+    const u32 threshold = dropout_threshold(rate);
+    for (i64 n = 0; n < x.rows; n++)
+        for (i64 c = 0; c < x.cols; c++) {
+            const bool keep = dropout_bits(mix64(key[n] + site), (u32)c) >= threshold;
+            const float kept = keep ? row_of(x, n)[c] / (1 - rate) : 0;
+            row_of(y, n)[c] = kept + (beta == 0 ? 0 : beta * row_of(y, n)[c]);
+        }
+}
+
 /* -- Rows: sums, copies, types --------------------------------------------------------- */
 static void ref_mul(void *s, mat y, mat a, mat b) { /* element by element: gates */
     (void)s;
@@ -1171,7 +1197,7 @@ static const nxt_backend reference_ops = {
     .norm_fwd = ref_norm_fwd, .norm_bwd = ref_norm_bwd,
     .matmul = ref_matmul, .bias_bwd = ref_bias_bwd, .rope = ref_rope,
     .attention_fwd = ref_attention_fwd, .attention_bwd = ref_attention_bwd,
-    .act_fwd = ref_act_fwd, .act_bwd = ref_act_bwd, .mul = ref_mul,
+    .act_fwd = ref_act_fwd, .act_bwd = ref_act_bwd, .mul = ref_mul, .dropout = ref_dropout,
     .gather = ref_gather, .scatter = ref_scatter, .store = ref_store, .fill = ref_fill,
     .convert = ref_convert, .xent = ref_xent, .sumsq = ref_sumsq, .adamw = ref_adamw,
 };
@@ -1534,7 +1560,8 @@ typedef struct kernels {
     dots_fn *dots, *dots1; /* dots_rows rows, one row */
     void (*merge)(float *c, i64 c_step, const float *tile, i64 rows, i64 cols, float alpha,
                   float beta, const float *bias);
-    row_fn *act_fwd, *act_bwd, *mul, *norm_fwd, *xent, *sumsq, *adamw, *rope, *attention_delta;
+    row_fn *act_fwd, *act_bwd, *mul, *dropout, *norm_fwd, *xent, *sumsq, *adamw, *rope;
+    row_fn *attention_delta;
     task_fn *norm_bwd, *attention_row;
     score_fn *softmax, *shrink, *slope_by_query, *slope_by_key;
 } kernels;
@@ -2046,6 +2073,8 @@ typedef struct row_job {
     mat y, a, b, c;
     heads to, from;
     const i32 *index, *index2;
+    const u64 *keys;
+    u64 site;
     const float *w, *bias;
     const nxt_adamw *update;
     double *sums;
@@ -2180,6 +2209,22 @@ ALWAYS_INLINE void mul_row(const row_job *j, piece p) {
 static void fast_mul(void *s, mat y, mat a, mat b) {
     row_job j = {.y = y, .a = a, .b = b};
     for_rows(s, fast(s)->mul, &j, y.rows, y.cols, GRAIN);
+}
+
+ALWAYS_INLINE void dropout_row(const row_job *j, piece p) {
+    float *y = part(j->y, p);
+    const float *x = part(j->a, p), scale = 1 / (1 - j->value);
+    const u64 key = mix64(j->keys[p.r] + j->site);
+    const u32 threshold = dropout_threshold(j->value), c = (u32)p.c;
+#define KEPT(i) (dropout_bits(key, c + (u32)(i)) >= threshold ? scale * x[i] : 0)
+    if (j->kind) IN_BLOCKS(y, p.n, y[i] + KEPT(i))
+    else IN_BLOCKS(y, p.n, KEPT(i))
+#undef KEPT
+}
+static void fast_dropout(void *s, mat y, mat x, const u64 *key, u64 site, float rate,
+                         float beta) {
+    row_job j = {.y = y, .a = x, .keys = key, .site = site, .value = rate, .kind = beta != 0};
+    for_rows(s, fast(s)->dropout, &j, y.rows, y.cols, GRAIN);
 }
 
 /* The update of §6 in one pass: 28 bytes of traffic per element are its whole cost. */
@@ -2662,6 +2707,7 @@ ALWAYS_INLINE void attention_delta_row(const row_job *j, piece p) { /* dy.y of e
     }
 #define DEFINE_ENTRIES(AT, LEVEL, NR)                                                       \
     ROW_ENTRY(AT, LEVEL, act_fwd) ROW_ENTRY(AT, LEVEL, act_bwd) ROW_ENTRY(AT, LEVEL, mul)   \
+    ROW_ENTRY(AT, LEVEL, dropout)                                                           \
     ROW_ENTRY(AT, LEVEL, norm_fwd) ROW_ENTRY(AT, LEVEL, xent) ROW_ENTRY(AT, LEVEL, sumsq)   \
     ROW_ENTRY(AT, LEVEL, adamw) ROW_ENTRY(AT, LEVEL, rope)                                  \
     TASK_ENTRY(AT, norm_bwd_##LEVEL, norm_bwd_rows)                                         \
@@ -2673,7 +2719,8 @@ ALWAYS_INLINE void attention_delta_row(const row_job *j, piece p) { /* dy.y of e
     .f32.pack_a = pack_a_##LEVEL, .f32.pack_b = pack_b_##LEVEL, .f32.peak = peak_##LEVEL,   \
     .f32.k_per_word = 1, .merge = merge_##LEVEL, .dots = dots_##LEVEL,                      \
     .dots1 = dots1_##LEVEL, .act_fwd = act_fwd_##LEVEL, .act_bwd = act_bwd_##LEVEL,         \
-    .mul = mul_##LEVEL, .norm_fwd = norm_fwd_##LEVEL, .norm_bwd = norm_bwd_##LEVEL,         \
+    .mul = mul_##LEVEL, .dropout = dropout_##LEVEL, .norm_fwd = norm_fwd_##LEVEL,           \
+    .norm_bwd = norm_bwd_##LEVEL,                                                           \
     .xent = xent_##LEVEL, .sumsq = sumsq_##LEVEL, .adamw = adamw_##LEVEL,                   \
     .rope = rope_##LEVEL, .attention_row = attention_row_##LEVEL,                           \
     .attention_delta = attention_delta_##LEVEL, .softmax = softmax_##LEVEL,                 \
@@ -2997,7 +3044,8 @@ static void fill_level(nxt_context *cx, nxt_backend *t, int level) {
     t->norm_fwd = fast_norm_fwd, t->norm_bwd = fast_norm_bwd;
     t->attention_fwd = fast_attention_fwd, t->attention_bwd = fast_attention_bwd;
     t->act_fwd = fast_act_fwd, t->act_bwd = fast_act_bwd, t->rope = fast_rope;
-    t->mul = fast_mul, t->gather = fast_gather, t->scatter = fast_scatter;
+    t->mul = fast_mul, t->dropout = fast_dropout;
+    t->gather = fast_gather, t->scatter = fast_scatter;
     t->store = fast_store, t->fill = fast_fill, t->convert = fast_convert;
     t->xent = fast_xent, t->sumsq = fast_sumsq, t->adamw = fast_adamw;
 }
@@ -3084,6 +3132,7 @@ static bool backend_is_complete(const nxt_backend *b) {
     return b->alloc && b->release && b->upload && b->download && b->sync && b->embed_fwd
            && b->embed_bwd && b->norm_fwd && b->norm_bwd && b->matmul && b->bias_bwd && b->rope
            && b->attention_fwd && b->attention_bwd && b->act_fwd && b->act_bwd && b->mul
+           && b->dropout
            && b->gather && b->scatter && b->store && b->fill && b->convert && b->xent
            && b->sumsq && b->adamw;
 }
@@ -3154,12 +3203,29 @@ typedef struct param {
     bool product;     /* a matrix product makes its gradient, and can set it or add to it */
     bool fresh;       /* the gradient counts as zero, whatever it holds */
     bool decay;       /* weight decay applies */
+    bool frozen;      /* training leaves it as it is */
     int init;         /* how a new model starts: §14 */
     int role;         /* what it is in the model, ... */
     i64 layer;        /* ... and where: §14 */
 } param;
 
-typedef struct linear_params { param *w, *b; } linear_params; /* b NULL: no bias */
+/* What the adapters of a pass share: room for the narrow products, and dropout. */
+typedef struct lora_work {
+    mat u, du;       /* (N, r) each */
+    mat x, out;      /* (N, widest input): the input after dropout, and its gradient */
+    const u64 *keys; /* (N) of the rows; NULL: no dropout in this pass */
+    float rate;
+} lora_work;
+
+/* An adapter of one linear layer: W' + scale A' B' in the place of W'. */
+typedef struct lora {
+    param *a, *b; /* (r, in), (out, r) */
+    float scale;
+    u64 site;     /* which layer, for dropout */
+    const lora_work *work;
+} lora;
+
+typedef struct linear_params { param *w, *b; lora *lora; } linear_params; /* b, lora: or NULL */
 typedef struct norm_params { param *w, *b; } norm_params;
 
 static inline mat weight(const param *p) { return p ? p->w : no_mat(); }
@@ -3168,33 +3234,84 @@ static inline mat grad(const param *p) { return p ? p->grad : no_mat(); }
 /* -- Wrappers -------------------------------------------------------------------------- */
 /* Every matrix product of the model. The shapes were fixed when the model was bound to its
  * files, so a mismatch could only be a mistake in this file. */
-static void matmul(nxt_context *cx, mat c, mat a, mat b, int trans, float beta, mat bias) {
+static void matmul(nxt_context *cx, mat c, mat a, mat b, int trans, float alpha, float beta,
+                   mat bias) {
     i64 K = trans & NXT_TRANS_A ? a.rows : a.cols;
     NXT_ASSERT(c.rows == (trans & NXT_TRANS_A ? a.cols : a.rows));
     NXT_ASSERT(c.cols == (trans & NXT_TRANS_B ? b.rows : b.cols));
     NXT_ASSERT(K == (trans & NXT_TRANS_B ? b.cols : b.rows));
     if (!c.rows || !c.cols) return;
     cx->flops += 2.0 * (double)c.rows * (double)c.cols * (double)K;
-    cx->ops->matmul(cx->device, c, a, b, trans, 1, beta, bias);
+    cx->ops->matmul(cx->device, c, a, b, trans, alpha, beta, bias);
+}
+
+/* A product that makes a weight's gradient. The first one into a fresh gradient sets it: a step
+ * that had to clear its gradients and then add to them would walk through another two copies
+ * of the weights. */
+static void weight_grad(nxt_context *cx, param *w, mat left, mat right, float alpha) {
+    if (!w->grad.p) return;
+    matmul(cx, w->grad, left, right, NXT_TRANS_A, alpha, w->fresh ? 0 : 1, no_mat());
+    w->fresh = false;
+}
+
+/* -- Adapters: LoRA [Hu21] ---------------------------------------------------------------
+ * A fine-tuned matrix differs from its base by something of low rank. So W stays as it is, and
+ * what is learnt is A (r, in) and B (out, r), with r of 4 to 64:
+ *
+ *     y = x W' + b + scale u B'      u = x A'      scale = alpha / r (or alpha / sqrt(r))
+ *     du = scale dy B      dB += scale dy' u      dA += du' x      dx += du A
+ *
+ * B starts at zero, so the adapted model starts as its base. u is computed again in backward:
+ * it costs r / out of the layer. With dropout A sees x after it, W does not. */
+static mat lora_input(nxt_context *cx, mat x, const lora *l) {
+    const lora_work *k = l->work;
+    if (!k->keys) return x;
+    mat dropped = {k->x.p, F32, x.rows, x.cols, x.cols};
+    cx->ops->dropout(cx->device, dropped, x, k->keys, l->site, k->rate, 0);
+    return dropped;
+}
+
+static mat lora_narrow(const lora *l, mat room, i64 rows) { /* (rows, r), this layer's r */
+    return (mat){room.p, F32, rows, l->a->w.rows, l->a->w.rows};
+}
+
+static void lora_fwd(nxt_context *cx, mat y, mat x, const lora *l) {
+    const mat u = lora_narrow(l, l->work->u, x.rows);
+    matmul(cx, u, lora_input(cx, x, l), weight(l->a), NXT_TRANS_B, 1, 0, no_mat());
+    matmul(cx, y, u, weight(l->b), NXT_TRANS_B, l->scale, 1, no_mat());
+}
+
+static void lora_bwd(nxt_context *cx, mat dx, mat dy, mat x, const lora *l) {
+    const lora_work *k = l->work;
+    const mat u = lora_narrow(l, k->u, x.rows), du = lora_narrow(l, k->du, x.rows);
+    const mat in = lora_input(cx, x, l);
+    matmul(cx, u, in, weight(l->a), NXT_TRANS_B, 1, 0, no_mat());
+    matmul(cx, du, dy, weight(l->b), 0, l->scale, 0, no_mat());
+    weight_grad(cx, l->b, dy, u, l->scale);
+    weight_grad(cx, l->a, du, in, 1);
+    if (!k->keys) {
+        matmul(cx, dx, du, weight(l->a), 0, 1, 1, no_mat());
+        return;
+    }
+    mat out = {k->out.p, F32, x.rows, x.cols, x.cols};
+    matmul(cx, out, du, weight(l->a), 0, 1, 0, no_mat());
+    cx->ops->dropout(cx->device, dx, out, k->keys, l->site, k->rate, 1);
 }
 
 /* y = x W' + b, or y += with beta 1. A weight stored (in, out) is the transposed one already. */
 static void linear(nxt_context *cx, mat y, mat x, linear_params l, float beta) {
-    matmul(cx, y, x, weight(l.w), l.w->in_first ? 0 : NXT_TRANS_B, beta, weight(l.b));
+    matmul(cx, y, x, weight(l.w), l.w->in_first ? 0 : NXT_TRANS_B, 1, beta, weight(l.b));
+    if (l.lora) lora_fwd(cx, y, x, l.lora);
 }
 
 /* dx = dy W + beta dx (unless dx is absent), dW += dy' x, db += column sums: frozen ones are
- * skipped. The first product into a fresh gradient sets it: a step that had to clear its
- * gradients and then add to them would walk through another two copies of the weights. */
+ * skipped. */
 static void linear_bwd(nxt_context *cx, mat dx, mat dy, mat x, linear_params l, float beta) {
-    const mat left = l.w->in_first ? x : dy, right = l.w->in_first ? dy : x;
-    if (dx.p)
-        matmul(cx, dx, dy, weight(l.w), l.w->in_first ? NXT_TRANS_B : 0, beta, no_mat());
-    if (grad(l.w).p) {
-        matmul(cx, grad(l.w), left, right, NXT_TRANS_A, l.w->fresh ? 0 : 1, no_mat());
-        l.w->fresh = false;
-    }
+    const bool swap = l.w->in_first;
+    if (dx.p) matmul(cx, dx, dy, weight(l.w), swap ? NXT_TRANS_B : 0, 1, beta, no_mat());
+    weight_grad(cx, l.w, swap ? x : dy, swap ? dy : x, 1);
     if (grad(l.b).p) cx->ops->bias_bwd(cx->device, grad(l.b), dy);
+    if (l.lora) lora_bwd(cx, dx, dy, x, l.lora);
 }
 
 /* Norms of both kinds: §14 says which. */
@@ -3273,6 +3390,8 @@ PROFILED(act_fwd, (void *s, mat y, mat x, nxt_act_kind kind), (s, y, x, kind), 0
          2 * mat_bytes(x))
 PROFILED(act_bwd, (void *s, mat dx, mat dy, mat x, nxt_act_kind kind), (s, dx, dy, x, kind),
          0, 3 * mat_bytes(x))
+PROFILED(dropout, (void *s, mat y, mat x, const u64 *key, u64 site, float rate, float beta),
+         (s, y, x, key, site, rate, beta), 0, (beta == 0 ? 2 : 3) * mat_bytes(y))
 PROFILED(mul, (void *s, mat y, mat a, mat b), (s, y, a, b), 0, 3 * mat_bytes(y))
 PROFILED(gather, (void *s, mat y, mat x, const i32 *rows), (s, y, x, rows), 0,
          2 * mat_bytes(y))
@@ -3358,7 +3477,8 @@ nxt_status nxt_profile_start(nxt_context *cx) {
         PROFILE(download), PROFILE(sync), PROFILE(embed_fwd), PROFILE(embed_bwd),
         PROFILE(norm_fwd), PROFILE(norm_bwd), PROFILE(matmul), PROFILE(bias_bwd),
         PROFILE(rope), PROFILE(attention_fwd), PROFILE(attention_bwd), PROFILE(act_fwd),
-        PROFILE(act_bwd), PROFILE(mul), PROFILE(gather), PROFILE(scatter), PROFILE(store),
+        PROFILE(act_bwd), PROFILE(mul), PROFILE(dropout), PROFILE(gather), PROFILE(scatter),
+        PROFILE(store),
         PROFILE(fill), PROFILE(convert), PROFILE(xent), PROFILE(sumsq), PROFILE(adamw)};
     cx->ops = &p->table, cx->device = p;
     return NXT_OK;
@@ -6786,6 +6906,9 @@ typedef struct shape {
     bool parallel, tied, gated, qkv_bias, out_bias, mlp_bias;
     bool scaled, scaled_by_layer; /* attention's scores: by 1/sqrt(D); also by 1/(layer + 1) */
     bool sliding;                 /* windows that are not supported here */
+    i64 lora_rank, lora_in;       /* of adapters: the largest rank, the widest input; or 0 */
+    float lora_dropout;
+    bool recompute;               /* layers keep their output only, and run again in backward */
 } shape;
 
 /* A shape is a name, not a number, until the config gives the numbers. DIM_QKV is the width of
@@ -7026,7 +7149,13 @@ enum { CONFIG_BYTES = 64 << 20 }; /* no honest config is larger */
  * the default. */
 static nxt_status config_number(nxt_context *cx, const char *where, const json *config,
                                 const config_key *k, shape *s) {
+    static const struct { const char *key, *also; } general[] = { /* GPT's names, everybody's */
+        {"n_embd", "hidden_size"}, {"n_layer", "num_hidden_layers"},
+        {"n_head", "num_attention_heads"}, {"n_positions", "max_position_embeddings"},
+        {"num_layers", "num_hidden_layers"}, {"num_heads", "num_attention_heads"}};
     const json *v = json_get(config, k->key);
+    for (i64 i = 0; !v && i < COUNT(general); i++)
+        if (!strcmp(k->key, general[i].key)) v = json_get(config, general[i].also);
     const bool null = v && v->kind == JSON_NULL, flag = k->kind == FLAGGED;
     void *field = (char *)s + k->field;
     double x = k->otherwise;
@@ -7098,7 +7227,7 @@ static nxt_status config_rope(nxt_context *cx, const char *where, const json *co
 
 /* What follows from the other numbers, and whether a model can have such sizes. */
 static nxt_status config_sizes(nxt_context *cx, const char *where, const family *f, shape *s) {
-    const bool divides = s->H > 0 && (s->D > 0 || s->C % s->H == 0);
+    const bool divides = s->H > 0 && s->C % s->H == 0;
     if (s->F < 0) s->F = 4 * s->C;
     if (s->G < 1 || !f->grouped) s->G = s->H;
     if (s->D < 1 && s->H > 0) s->D = s->C / s->H;
@@ -7144,13 +7273,15 @@ static nxt_status config_shape(nxt_context *cx, const char *where, const json *c
     return rotary ? config_rope(cx, where, config, s) : NXT_OK;
 }
 
-/* Which of GPT-Neo's layers are local, item by item: [[["global", "local"], times], ...], or
- * "attention_layers", the same written out; without either every second one. Returns how many
+/* Which of GPT-Neo's layers are local: "attention_layers", item by item, or [[["global",
+ * "local"], times], ...]; without either the 24 layers of the first model. Returns how many
  * layers are named, or -1 for something else. */
 static i64 config_local(const json *config, i64 L, bool *local) {
-    const json *types = json_get(config, "attention_types");
     const json *list = json_get(config, "attention_layers");
+    const json *types = list ? NULL : json_get(config, "attention_types");
     i64 l = 0;
+    for (const json *c = list ? list->first : NULL; c; c = c->next, l++)
+        if (l < L) local[l] = c->kind == JSON_STRING && !strcmp(c->text, "local");
     for (const json *t = types ? types->first : NULL; t; t = t->next) {
         const json *cycle = t->first, *times = cycle ? cycle->next : NULL;
         i64 n = 0;
@@ -7159,11 +7290,8 @@ static i64 config_local(const json *config, i64 L, bool *local) {
             for (const json *c = cycle->first; c; c = c->next, l++)
                 if (l < L) local[l] = c->kind == JSON_STRING && !strcmp(c->text, "local");
     }
-    if (!types && list)
-        for (const json *c = list->first; c; c = c->next, l++)
-            if (l < L) local[l] = c->kind == JSON_STRING && !strcmp(c->text, "local");
-    if (!types && !list)
-        for (; l < L; l++) local[l] = l % 2;
+    for (; !list && !types && l < 24; l++)
+        if (l < L) local[l] = l % 2;
     return l;
 }
 
@@ -7195,6 +7323,13 @@ struct nxt_model {
     float *freq;           /* rope's angles per position, (pairs) */
     float *vectors;        /* norms and biases as f32, used by every pass */
     float *masters, *grads; /* of trainable parameters, once a trainer exists */
+    i64 trained;            /* elements in those */
+    i64 base_count;         /* parameters of the model; those of adapters come behind them */
+    weights adapter_files;
+    nxt_lora_config lora;   /* rank 0: no adapters */
+    lora_work lora_work;
+    i32 ends[16];           /* ids that end a text when the model says one of them */
+    i64 end_count;
 };
 
 /* Widths of q, of k and v, of all three side by side. */
@@ -7275,7 +7410,8 @@ static float rope_frequency(const shape *s, i64 i) {
 /* The parameter list in the order of the table, layers in place of their rows. */
 static nxt_status list_params(nxt_model *m) {
     const family *f = m->family;
-    m->params = arena_get(&m->arena, (size_t)(m->s.L * f->row_count) * sizeof *m->params);
+    const i64 most = m->s.L * f->row_count; /* and A and B for each */
+    m->params = arena_get(&m->arena, (size_t)(3 * most) * sizeof *m->params);
     m->layers = arena_get(&m->arena, (size_t)m->s.L * sizeof *m->layers);
     m->freq = arena_get(&m->arena, (size_t)(m->s.pairs + 1) * sizeof *m->freq);
     if (!m->params || !m->layers || !m->freq) return NXT_MEMORY;
@@ -7290,6 +7426,7 @@ static nxt_status list_params(nxt_model *m) {
         i = end;
     }
     if (m->s.tied) m->head = m->embed;
+    m->base_count = m->param_count;
     for (i64 i = 0; i < m->s.pairs; i++) m->freq[i] = rope_frequency(&m->s, i); /* in f32: as HF */
     for (i64 i = 0; i < m->param_count; i++)
         if (!m->params[i].name) return NXT_MEMORY;
@@ -7310,11 +7447,11 @@ static nxt_status set_windows(nxt_model *m, const char *path) {
 }
 
 /* The tensor of a name; base models are saved without the prefix of the whole. */
-static const tensor *find_weight(const nxt_model *m, const char *name) {
+static const tensor *find_weight(const nxt_model *m, const weights *files, const char *name) {
     const char *prefix = m->family->prefix;
-    const tensor *t = weights_find(&m->files, name);
+    const tensor *t = weights_find(files, name);
     if (!t && !strncmp(name, prefix, strlen(prefix)))
-        t = weights_find(&m->files, name + strlen(prefix));
+        t = weights_find(files, name + strlen(prefix));
     return t;
 }
 
@@ -7364,11 +7501,11 @@ static nxt_status bind_transposed(nxt_model *m, param *p, const tensor *t) {
 }
 
 /* Points a parameter at its tensor, after checking that it is what the config promises. */
-static nxt_status bind_param(nxt_model *m, param *p) {
-    const tensor *t = find_weight(m, p->name);
-    if (!t && p->also) t = weights_find(&m->files, p->also);
-    const bool vector = p->w.rows == 1;
-    if (!t) return fail(m->cx, NXT_SHAPE, "%s: tensor \"%s\" is missing", m->dir, p->name);
+static nxt_status bind_param(nxt_model *m, param *p, const weights *files, const char *dir) {
+    const tensor *t = find_weight(m, files, p->name);
+    if (!t && p->also) t = weights_find(files, p->also);
+    const bool vector = p->w.rows == 1 && p < m->params + m->base_count;
+    if (!t) return fail(m->cx, NXT_SHAPE, "%s: tensor \"%s\" is missing", dir, p->name);
     if (t->type < 0)
         return fail(m->cx, NXT_UNSUPPORTED,
                     "%s: tensor \"%s\" has type %s (f32, f16 and bf16 are read)", t->file,
@@ -7434,8 +7571,38 @@ void nxt_model_destroy(nxt_model *m) {
     if (m->masters) cx->ops->release(cx->device, m->masters);
     if (m->grads) cx->ops->release(cx->device, m->grads);
     weights_close(&m->files);
+    weights_close(&m->adapter_files);
     arena_free(&m->arena);
     mem_drop(cx, m);
+}
+
+/* Chat models end a turn with a token of its own: config.json or generation_config.json then
+ * has a list, of which any member ends a text. */
+static void add_ends(nxt_model *m, const json *config) {
+    const json *eos = json_get(config, "eos_token_id");
+    if (eos && eos->kind == JSON_ARRAY) eos = eos->first;
+    for (; eos && m->end_count < COUNT(m->ends); eos = eos->next) {
+        if (eos->kind == JSON_NUMBER && eos->number >= 0 && eos->number < (double)m->s.V)
+            m->ends[m->end_count++] = (i32)eos->number;
+        if (eos->key) break; /* a single number: what follows are other members */
+    }
+}
+
+static nxt_status read_ends(nxt_model *m) {
+    json *config;
+    const char *path = path_join(&m->arena, m->dir, "generation_config.json");
+    if (!path) return NXT_MEMORY;
+    add_ends(m, m->config);
+    if (!path_exists(path)) return NXT_OK;
+    TRY(json_read(&m->arena, path, CONFIG_BYTES, &config));
+    add_ends(m, config);
+    return NXT_OK;
+}
+
+int nxt_model_ends(const nxt_model *m, i32 id) {
+    for (i64 i = 0; i < m->end_count; i++)
+        if (m->ends[i] == id) return 1;
+    return 0;
 }
 
 /* Config first, because it says which tensors must be there; then the files; then every
@@ -7445,8 +7612,9 @@ static nxt_status model_read(nxt_model *m, const char *dir) {
     const char *path = path_join(&m->arena, dir, "config.json");
     if (!m->dir || !path) return NXT_MEMORY;
     TRY(read_config(m, path));
+    TRY(read_ends(m));
     TRY(weights_open(m->cx, dir, &m->files));
-    for (i64 i = 0; i < m->param_count; i++) TRY(bind_param(m, &m->params[i]));
+    for (i64 i = 0; i < m->param_count; i++) TRY(bind_param(m, &m->params[i], &m->files, dir));
     m->stored = m->embed->stored.type;
     report_unused(m);
     return load_vectors(m);
@@ -7456,7 +7624,7 @@ nxt_status nxt_model_load(nxt_model **out, nxt_context *cx, const char *dir) {
     nxt_model *m;
     *out = NULL;
     TRY(mem_zero(cx, &m, 1, sizeof *m));
-    m->cx = m->arena.cx = m->files.cx = cx;
+    m->cx = m->arena.cx = m->files.cx = m->adapter_files.cx = cx;
     nxt_status status = model_read(m, dir);
     if (status == NXT_OK) *out = m;
     else nxt_model_destroy(m);
@@ -7483,17 +7651,27 @@ static void upload_param(const nxt_model *m, const param *p, float *to, float *s
         }
 }
 
-/* Copies every weight into an f32 master of its own and gives it a gradient: what a
- * trainer needs. Does nothing the second time. */
+/* Elements of the parameters that training changes. */
+static i64 trainable_elements(const nxt_model *m) {
+    i64 n = 0;
+    for (i64 i = 0; i < m->param_count; i++)
+        if (!m->params[i].frozen) n += m->params[i].w.rows * m->params[i].w.cols;
+    return n;
+}
+
+/* Copies every weight that is not frozen into an f32 master of its own and gives it a gradient:
+ * what a trainer needs. Does nothing the second time. */
 static nxt_status model_make_trainable(nxt_model *m) {
     const nxt_backend *ops = m->cx->ops;
     void *d = m->cx->device;
     float *staging;
     i64 at = 0;
     if (m->masters) return NXT_OK;
+    m->trained = trainable_elements(m);
+    if (!m->trained) return fail(m->cx, NXT_ARGUMENT, "everything is frozen: nothing to train");
     TRY(mem_get(m->cx, &staging, STAGE, sizeof *staging));
-    float *masters = ops->alloc(d, (size_t)m->elements * sizeof(float));
-    m->grads = masters ? ops->alloc(d, (size_t)m->elements * sizeof(float)) : NULL;
+    float *masters = ops->alloc(d, (size_t)m->trained * sizeof(float));
+    m->grads = masters ? ops->alloc(d, (size_t)m->trained * sizeof(float)) : NULL;
     if (!m->grads) {
         if (masters) ops->release(d, masters);
         mem_drop(m->cx, staging);
@@ -7502,14 +7680,249 @@ static nxt_status model_make_trainable(nxt_model *m) {
     m->masters = masters;
     for (i64 i = 0; i < m->param_count; i++) {
         param *p = &m->params[i];
+        if (p->frozen) continue;
         upload_param(m, p, masters + at, staging);
         p->w = matrix(masters + at, p->w.rows, p->w.cols);
         p->grad = matrix(m->grads + at, p->w.rows, p->w.cols);
         at += p->w.rows * p->w.cols;
     }
     mem_drop(m->cx, staging);
-    ops->fill(d, matrix(m->grads, 1, m->elements), 0);
+    ops->fill(d, matrix(m->grads, 1, m->trained), 0);
     return NXT_OK;
+}
+
+/* Whether `part` is a run of whole components of a dotted name: "layers.0" and "bias" of
+ * "gpt_neox.layers.0.mlp.dense_h_to_4h.bias", but not "layer" or "s.0". */
+static bool name_has_part(const char *name, const char *part, size_t n) {
+    for (const char *at = name; n && (at = strchr(at, part[0])); at++)
+        if (!strncmp(at, part, n) && (at == name || at[-1] == '.') && (!at[n] || at[n] == '.'))
+            return true;
+    return false;
+}
+
+/* The next item of a list with commas, its length in *n; NULL behind the last one. */
+static const char *list_next(const char **list, size_t *n) {
+    const char *item = *list;
+    if (!item || !*item) return NULL;
+    *n = strcspn(item, ",");
+    *list = item + *n + (item[*n] == ',');
+    return item;
+}
+
+nxt_status nxt_model_freeze(nxt_model *m, const char *names, int others) {
+    const char *list = names, *item;
+    size_t n;
+    if (m->masters)
+        return fail(m->cx, NXT_ARGUMENT, "weights are frozen before a trainer is made");
+    for (i64 i = 0; others && i < m->param_count; i++) m->params[i].frozen = true;
+    while ((item = list_next(&list, &n))) {
+        i64 found = 0;
+        for (i64 i = 0; i < m->param_count; i++)
+            if (name_has_part(m->params[i].name, item, n)) m->params[i].frozen = !others, found++;
+        if (!found)
+            return fail(m->cx, NXT_ARGUMENT, "no parameter has \"%.*s\" in its name", (int)n,
+                        item);
+    }
+    return NXT_OK;
+}
+
+void nxt_model_gradient_checkpointing(nxt_model *m, int on) { m->s.recompute = on; }
+
+/* -- Adapters ---------------------------------------------------------------------------
+ *
+ * Which layers have one is said by the ends of their names, as PEFT does it; "all-linear" are
+ * all but the head. Files are PEFT's: adapter_config.json with rank, alpha and targets, and
+ * adapter_model.safetensors, in which A and B of a layer are
+ *
+ *     base_model.model.<layer>.lora_A.weight (r, in)      ....lora_B.weight (out, r)
+ *
+ * even where the layer's own weight is stored (in, out). */
+#define LORA_PREFIX "base_model.model."
+
+nxt_lora_config nxt_lora_config_default(void) {
+    return (nxt_lora_config){.rank = 8, .alpha = 8, .seed = 42};
+}
+
+/* What PEFT adapts when it is not told: where the literature found most to gain [Hu21]. */
+static const char *default_targets(const nxt_model *m) {
+    if (has_role(m->family, QKV_W)) return m->family->in_first ? "c_attn" : "query_key_value";
+    return "q_proj,v_proj";
+}
+
+/* Whether the layer whose weight has this name is among the targets. */
+static bool is_target(const char *weight_name, const char *targets) {
+    const char *list = targets, *item;
+    const size_t length = strlen(weight_name) - strlen(".weight");
+    size_t n;
+    if (!strcmp(targets, "all-linear")) return true;
+    while ((item = list_next(&list, &n)))
+        if (n <= length && !strncmp(weight_name + length - n, item, n)
+            && (n == length || weight_name[length - n - 1] == '.'))
+            return true;
+    return false;
+}
+
+static param *add_lora_param(nxt_model *m, const char *layer, const char *which, i64 rows,
+                             i64 cols) {
+    param *p = &m->params[m->param_count++];
+    *p = (param){.product = true, .decay = true};
+    p->name = arena_print(&m->arena, LORA_PREFIX "%.*s.lora_%s.weight",
+                          (int)(strlen(layer) - strlen(".weight")), layer, which);
+    p->w = matrix(NULL, rows, cols);
+    return p;
+}
+
+/* Gives one layer its A and B; their values come later. */
+static nxt_status add_lora(nxt_model *m, linear_params *y, i64 rank) {
+    const mat w = y->w->w;
+    const i64 in = y->w->in_first ? w.rows : w.cols, out = y->w->in_first ? w.cols : w.rows;
+    lora *l = arena_get(&m->arena, sizeof *l);
+    if (!l) return NXT_MEMORY;
+    const double r = m->lora.rslora ? sqrt((double)rank) : (double)rank;
+    *l = (lora){.scale = (float)(m->lora.alpha / r), .work = &m->lora_work,
+                .site = (u64)m->param_count};
+    l->a = add_lora_param(m, y->w->name, "A", rank, in);
+    l->b = add_lora_param(m, y->w->name, "B", out, rank);
+    if (!l->a->name || !l->b->name) return NXT_MEMORY;
+    m->s.lora_rank = max64(m->s.lora_rank, rank);
+    m->s.lora_in = max64(m->s.lora_in, in);
+    y->lora = l;
+    return NXT_OK;
+}
+
+/* A starts uniform in +-1/sqrt(in), PEFT's kaiming_uniform(sqrt 5); B at zero. */
+static nxt_status start_lora(nxt_model *m) {
+    for (i64 i = m->base_count; i < m->param_count; i++) {
+        param *p = &m->params[i];
+        const i64 n = p->w.rows * p->w.cols;
+        float *x = arena_get(&m->arena, (size_t)n * sizeof *x);
+        if (!x) return NXT_MEMORY;
+        const float bound = 1 / sqrtf((float)p->w.cols);
+        for (i64 k = 0; (i - m->base_count) % 2 == 0 && k < n; k++)
+            x[k] = bound
+                   * (float)(2 * uniform(draw(m->lora.seed, FOR_INIT, (u64)i, (u64)k)) - 1);
+        p->w = p->stored = matrix(x, p->w.rows, p->w.cols);
+    }
+    return NXT_OK;
+}
+
+/* The linear layers of a model, one after the other; NULL behind the last. */
+static linear_params *linear_at(nxt_model *m, i64 i) {
+    layer_params *y = &m->layers[i / 8];
+    linear_params *const all[8] = {&y->qkv, &y->q, &y->k, &y->v, &y->out, &y->gate, &y->up,
+                                   &y->down};
+    return i < 8 * m->s.L ? all[i % 8] : NULL;
+}
+
+/* Marks everything but the adapters as frozen: that is the point of them. */
+static nxt_status lora_begin(nxt_model *m, const nxt_lora_config *c) {
+    if (m->masters || m->lora.rank)
+        return fail(m->cx, NXT_ARGUMENT, "adapters are attached once, before a trainer is made");
+    if (c->rank < 1 || c->rank > 1 << 16 || !(c->alpha > 0 && c->alpha < 1e30)
+        || !(c->dropout >= 0 && c->dropout < 1))
+        return fail(m->cx, NXT_ARGUMENT, "an adapter of rank %d, alpha %g, dropout %g makes no "
+                    "sense", c->rank, c->alpha, c->dropout);
+    m->lora = *c;
+    m->s.lora_dropout = (float)c->dropout;
+    const char *targets = c->targets ? c->targets : default_targets(m);
+    m->lora.targets = arena_text(&m->arena, targets, strlen(targets));
+    for (i64 i = 0; i < m->base_count; i++) m->params[i].frozen = true;
+    return m->lora.targets ? NXT_OK : NXT_MEMORY;
+}
+
+nxt_status nxt_lora_attach(nxt_model *m, const nxt_lora_config *config) {
+    linear_params *y;
+    TRY(lora_begin(m, config));
+    for (i64 i = 0; (y = linear_at(m, i)); i++)
+        if (y->w && is_target(y->w->name, m->lora.targets)) TRY(add_lora(m, y, config->rank));
+    if (m->param_count == m->base_count)
+        return fail(m->cx, NXT_ARGUMENT, "no linear layer of the model ends in any of \"%s\"",
+                    m->lora.targets);
+    return start_lora(m);
+}
+
+/* Settings that would change what an adapter computes and that we do not have. */
+static nxt_status check_adapter_config(nxt_context *cx, const char *path, const json *c) {
+    static const char *const refused[] = {"use_dora", "lora_bias", "use_qalora", "modules_to_save",
+                                          "layer_replication", "alpha_pattern",
+                                          "trainable_token_indices", "target_parameters"};
+    if (strcmp(json_text(c, "peft_type", "LORA"), "LORA"))
+        return fail(cx, NXT_UNSUPPORTED, "%s: peft_type \"%s\" is not supported (LORA is)", path,
+                    json_text(c, "peft_type", ""));
+    if (strcmp(json_text(c, "bias", "none"), "none"))
+        return fail(cx, NXT_UNSUPPORTED, "%s: bias \"%s\" is not supported (none is)", path,
+                    json_text(c, "bias", ""));
+    for (i64 i = 0; i < COUNT(refused); i++) {
+        const json *v = json_get(c, refused[i]);
+        if (v && (v->kind == JSON_TRUE || v->first)) /* false, null and empty say "not used" */
+            return fail(cx, NXT_UNSUPPORTED, "%s: \"%s\" is not supported", path, refused[i]);
+    }
+    return NXT_OK;
+}
+
+/* target_modules as a list with commas: for the adapter_config.json we write. */
+static const char *join_targets(arena *a, const json *list) {
+    const char *all = list && list->kind == JSON_STRING ? list->text : NULL;
+    for (const json *t = list && list->kind == JSON_ARRAY ? list->first : NULL; t; t = t->next)
+        all = arena_print(a, "%s%s%s", all ? all : "", all ? "," : "",
+                          t->kind == JSON_STRING ? t->text : "");
+    return all;
+}
+
+/* Which layers have an adapter is seen in the weights: patterns and lists of layers, in the
+ * config, say the same in other words. The rank is A's number of rows. */
+static nxt_status bind_adapters(nxt_model *m, const char *dir) {
+    linear_params *y;
+    for (i64 i = 0; (y = linear_at(m, i)); i++) {
+        char name[256];
+        if (!y->w) continue;
+        snprintf(name, sizeof name, LORA_PREFIX "%.*s.lora_A.weight",
+                 (int)(strlen(y->w->name) - strlen(".weight")), y->w->name);
+        const tensor *t = weights_find(&m->adapter_files, name);
+        if (!t) continue;
+        if (t->rank != 2 || t->dim[0] < 1 || t->dim[0] > 1 << 16)
+            return fail(m->cx, NXT_SHAPE, "%s: \"%s\" is no matrix of low rank", dir, name);
+        TRY(add_lora(m, y, t->dim[0]));
+    }
+    for (i64 i = m->base_count; i < m->param_count; i++)
+        TRY(bind_param(m, &m->params[i], &m->adapter_files, dir));
+    const i64 used = m->param_count - m->base_count;
+    if (!used || used != m->adapter_files.count)
+        return fail(m->cx, NXT_SHAPE, "%s: %" PRId64 " of its %" PRId64 " tensors belong to "
+                    "linear layers of this model: the adapter of another one?", dir, used,
+                    m->adapter_files.count);
+    return NXT_OK;
+}
+
+nxt_status nxt_lora_base(nxt_context *cx, const char *dir, const char **base) {
+    arena a = {.cx = cx};
+    json *config;
+    const char *path = path_join(&a, dir, "adapter_config.json");
+    nxt_status status = path ? json_read(&a, path, CONFIG_BYTES, &config) : NXT_MEMORY;
+    const char *name = status == NXT_OK ? json_text(config, "base_model_name_or_path", NULL) : "";
+    if (!name) status = fail(cx, NXT_FORMAT, "%s: names no base model: give --model", path);
+    if (status == NXT_OK) status = nxt_text_keep(cx, name, base);
+    arena_free(&a);
+    return status;
+}
+
+nxt_status nxt_lora_load(nxt_model *m, const char *dir) {
+    arena *a = &m->arena;
+    const char *path = path_join(a, dir, "adapter_config.json");
+    const char *file = path_join(a, dir, "adapter_model.safetensors");
+    nxt_lora_config c = nxt_lora_config_default();
+    json *config;
+    if (!path || !file) return NXT_MEMORY;
+    TRY(json_read(a, path, CONFIG_BYTES, &config));
+    TRY(check_adapter_config(m->cx, path, config));
+    c.rank = (int)json_number(config, "r", 8), c.alpha = json_number(config, "lora_alpha", 8);
+    c.dropout = json_number(config, "lora_dropout", 0);
+    c.rslora = json_bool(config, "use_rslora", false);
+    c.targets = join_targets(a, json_get(config, "target_modules"));
+    c.base = json_text(config, "base_model_name_or_path", NULL);
+    TRY(lora_begin(m, &c));
+    TRY(weights_open_file(m->cx, file, &m->adapter_files));
+    return bind_adapters(m, dir);
 }
 
 /* ============================================================================
@@ -7519,7 +7932,9 @@ static nxt_status model_make_trainable(nxt_model *m) {
  * again: the normalised inputs, q k v, the attention's output, the feed-forward's input to
  * the activation. That is 7 C + F floats a row and layer in GPT-NeoX (11 C; the output of
  * the activation is computed again instead of kept, which saves another F). Without
- * backward one set serves all layers.
+ * backward one set serves all layers. Where even that is too much, a layer keeps its output
+ * alone, C floats a row, and all of it is computed once more when backward arrives: one
+ * forward pass more, a third of the step, for a seventh of the memory [Chen16].
  *
  * The plan is the allocation, run dry: plan_pass hands out addresses from a base; called
  * with base 0 it returns how much would be needed. So what `info` predicts, what the
@@ -7545,6 +7960,8 @@ typedef struct batch {
     i32 *first, *last; /* the key rows that a row sees */
     i32 *label;        /* what a row shall predict; negative: not trained (NULL: none) */
     i32 *slot;         /* NULL, or the cache rows that receive the new keys and values */
+    u64 *key;          /* of each token, for dropout; */
+    bool dropout;      /* applies: only steps of a trainer say so */
 } batch;
 
 /* Keys and values of tokens already read, so that they are computed once: §21. */
@@ -7573,6 +7990,8 @@ typedef struct pass {
     float *loss;         /* (trained) */
     mat dx, dn1, dn2, dy, dqkv, df; /* gradients: one set, used by layer after layer */
     mat work;            /* (N,H) */
+    u64 *keys;           /* (N) of the rows, for dropout; or NULL */
+    lora_work lora;
 } pass;
 
 /* A stack of memory that only grows. base NULL: nothing is there, only `used` is counted. */
@@ -7617,6 +8036,16 @@ static void plan_layer(bump *b, const shape *s, i64 N, layer_acts *a) {
     a->out = bump_mat(b, N, s->C);
 }
 
+/* What all adapters of a pass use in turn. */
+static void plan_lora(bump *b, const shape *s, i64 N, bool keep, lora_work *w) {
+    *w = (lora_work){.rate = s->lora_dropout};
+    if (!s->lora_rank) return;
+    w->u = bump_mat(b, N, s->lora_rank);
+    if (!keep) return;
+    w->du = bump_mat(b, N, s->lora_rank);
+    if (s->lora_dropout > 0) w->x = bump_mat(b, N, s->lora_in), w->out = bump_mat(b, N, s->lora_in);
+}
+
 /* layer: (L) views to fill, NULL in a dry run. Returns the bytes used. */
 static size_t plan_pass(pass *p, const shape *s, char *base, i64 N, i64 trained, bool keep,
                         layer_acts *layer) {
@@ -7626,11 +8055,14 @@ static size_t plan_pass(pass *p, const shape *s, char *base, i64 N, i64 trained,
     i32 **ints[] = {&p->in.ids, &p->in.pos, &p->in.first, &p->in.last, &p->in.slot, &p->rows,
                     &p->row_label, &p->near};
     for (i64 i = 0; i < COUNT(ints) - !s->window; i++) *ints[i] = bump_ints(&b, N);
+    p->keys = s->lora_dropout > 0 && keep ? bump_take(&b, N, sizeof(u64)) : NULL;
+    plan_lora(&b, s, N, keep, &p->lora);
     p->x0 = bump_mat(&b, N, s->C);
     for (i64 l = 0; l < s->L; l++) {
         layer_acts *a = layer ? &layer[l] : &dry[l & 1];
-        if (keep || l < 2) plan_layer(&b, s, N, a);
-        else if (layer) *a = layer[l - 2]; /* two sets in turn: a layer reads the last one */
+        if (l < (keep && s->recompute ? 1 : keep ? s->L : 2)) plan_layer(&b, s, N, a);
+        else if (layer) *a = layer[keep ? 0 : l - 2]; /* two in turn: a layer reads the last one */
+        if (keep && s->recompute && l) a->out = bump_mat(&b, N, s->C);
     }
     p->f = bump_mat(&b, N, s->F);
     p->g = s->gated ? bump_mat(&b, N, s->F) : p->f;
@@ -7708,7 +8140,11 @@ static void pass_begin(pass *p, pass_memory *pm, const batch *b, const kv_cache 
         {p->in.ids, b->ids, bytes}, {p->in.pos, b->pos, bytes}, {p->in.first, b->first, bytes},
         {p->in.last, b->last, bytes}, {p->in.slot, b->slot, b->slot ? bytes : 0},
         {p->rows, rows, few}, {p->row_label, label, few}, {p->near, near, window ? bytes : 0},
+        {(i32 *)(void *)p->keys, (i32 *)(void *)b->key, b->dropout && p->keys ? 2 * bytes : 0},
     };
+    if (!b->dropout) p->keys = NULL;
+    p->lora.keys = p->keys;
+    pm->m->lora_work = p->lora;
     for (i64 i = 0; i < COUNT(sent); i++)
         if (sent[i].bytes) cx->ops->upload(cx->device, sent[i].to, sent[i].from, sent[i].bytes);
 }
@@ -7803,8 +8239,9 @@ static void activate(pass *p, layer_acts *a) {
 
 /* Parallel layers let both branches read x, so that they could run at once; sequential ones
  * let the feed-forward network read what attention has added. All that differs is which
- * matrix the second norm reads and whether the stream needs a copy of its own in between. */
-static void forward_layer(pass *p, i64 l) {
+ * matrix the second norm reads and whether the stream needs a copy of its own in between.
+ * `again`: for backward, which reads all but the layer's output. */
+static void forward_layer(pass *p, i64 l, bool again) {
     const shape *s = &p->m->s;
     const layer_params *w = &p->m->layers[l];
     layer_acts *a = &p->layer[l];
@@ -7814,12 +8251,14 @@ static void forward_layer(pass *p, i64 l) {
     norm(cx, a->n1, a->s1, x, w->norm1, s->eps, s->norm);
     project(p, w, a->qkv, a->n1);
     attend(p, l, a);
-    copy_rows(cx, h, x);
-    linear(cx, h, a->y, w->out, 1);             /* h = x + attention */
-
+    if (!again || !s->parallel) {
+        copy_rows(cx, h, x);
+        linear(cx, h, a->y, w->out, 1);         /* h = x + attention */
+    }
     norm(cx, a->n2, a->s2, s->parallel ? x : h, w->norm2, s->eps, s->norm);
     linear(cx, a->pre, a->n2, s->gated ? w->gate : w->up, 0);
     if (s->gated) linear(cx, a->up, a->n2, w->up, 0);
+    if (again) return;
     activate(p, a);
     if (!s->parallel) copy_rows(cx, a->out, h);
     linear(cx, a->out, p->g, w->down, 1);       /* out = h + mlp */
@@ -7830,7 +8269,7 @@ static void forward(pass *p) {
     const nxt_model *m = p->m;
     p->cx->ops->embed_fwd(p->cx->device, p->x0, weight(m->embed),
                           weight(m->positions), p->in.ids, p->in.pos);
-    for (i64 l = 0; l < m->s.L; l++) forward_layer(p, l);
+    for (i64 l = 0; l < m->s.L; l++) forward_layer(p, l, false);
 }
 
 /* The last norm, over the rows that have a label: p->nr. */
@@ -7930,6 +8369,7 @@ static void backward_layer(pass *p, i64 l) {
     const bool parallel = p->m->s.parallel;
     const nxt_norm_kind kind = p->m->s.norm;
     mat x = layer_input(p, l);
+    if (p->m->s.recompute && l + 1 < p->m->s.L) forward_layer(p, l, true); /* the last is there */
     backward_mlp(p, w, a);
     if (!parallel) norm_bwd(p->cx, p->dx, p->dn2, a->h, a->s2, w->norm2, kind);
     backward_attention(p, l, a);
@@ -8651,15 +9091,17 @@ static void room_free(pass_room *r) {
     pass_memory_free(&r->memory);
 }
 
-/* The batch's integers are one array; its last sixth is `slot`, for sessions (§21). */
+/* The batch's numbers are one array; its last quarter are the keys, and before it `slot`, for
+ * sessions (§21). */
 static nxt_status room_get(nxt_model *m, i64 rows, bool keep, pass_room *r) {
     i32 *p = NULL;
     *r = (pass_room){0};
     TRY(pass_memory_get(m, rows, keep, &r->memory));
-    nxt_status status = mem_get(m->cx, &p, 6 * rows, sizeof *p);
+    nxt_status status = mem_get(m->cx, &p, 8 * rows, sizeof *p);
     if (status != NXT_OK) room_free(r);
     else r->host = (batch){.ids = p, .pos = p + rows, .first = p + 2 * rows,
-                           .last = p + 3 * rows, .label = p + 4 * rows};
+                           .last = p + 3 * rows, .label = p + 4 * rows,
+                           .key = (u64 *)(void *)(p + 6 * rows)};
     return status;
 }
 
@@ -8742,21 +9184,34 @@ static nxt_status parse_dtype(nxt_context *cx, const char *name, dtype *type) {
 }
 
 /* Rotary settings under both of their names (§14), so that readers old and new agree. */
-static void write_rope(buffer *b, const shape *s, const json *config) {
-    const json *newer = json_get(config, "rope_parameters"),
-               *older = json_get(config, "rope_scaling");
+static void write_rope(buffer *b, const nxt_model *m) {
+    const json *newer = json_get(m->config, "rope_parameters"),
+               *older = json_get(m->config, "rope_scaling");
     const json *scaling = newer && newer->kind == JSON_OBJECT ? newer : older;
     const char *type = json_text(scaling, "rope_type", json_text(scaling, "type", "default"));
-    double share = json_number(newer, "partial_rotary_factor",
-                               json_number(config, "rotary_pct", 0.25));
-    buffer_print(b, ",\n  \"rotary_pct\": %.9g,\n  \"rotary_emb_base\": %.9g", share,
-                 (double)s->rope_base);
-    buffer_print(b, ",\n  \"rope_parameters\": {\"partial_rotary_factor\": %.9g, "
-                 "\"rope_theta\": %.9g, \"rope_type\": ", share, (double)s->rope_base);
+    const double base = (double)m->s.rope_base;
+    const double share = json_number(newer, "partial_rotary_factor", (double)m->s.rotary_share);
+    const bool partial = m->family->qkv_per_head; /* GPT-NeoX alone turns a part of a head */
+    if (m->positions) return;
+    if (partial)
+        buffer_print(b, ",\n  \"rotary_pct\": %.9g,\n  \"rotary_emb_base\": %.9g", share, base);
+    else buffer_print(b, ",\n  \"rope_theta\": %.9g", base);
+    buffer_text(b, ",\n  \"rope_parameters\": {");
+    if (partial) buffer_print(b, "\"partial_rotary_factor\": %.9g, ", share);
+    buffer_print(b, "\"rope_theta\": %.9g, \"rope_type\": ", base);
     json_write_text(b, type, (i64)strlen(type));
-    if (strcmp(type, "default"))
-        buffer_print(b, ", \"factor\": %.9g", json_number(scaling, "factor", 1));
+    for (const json *v = scaling ? scaling->first : NULL; v; v = v->next) {
+        if (!v->key || v->kind != JSON_NUMBER || json_is(v, "rope_theta")
+            || json_is(v, "partial_rotary_factor"))
+            continue;
+        buffer_print(b, ", \"%.*s\": ", (int)v->key_length, v->key);
+        json_write(b, v, -1);
+    }
     buffer_text(b, "}");
+    if (newer && !older && strcmp(type, "default")) {
+        buffer_text(b, ",\n  \"rope_scaling\": ");
+        json_write(b, newer, -1);
+    }
 }
 
 /* The config as it was read, but for the members that saving decides. torch_dtype must name
@@ -8764,7 +9219,7 @@ static void write_rope(buffer *b, const shape *s, const json *config) {
  * under "float16" would be rounded. "dtype", its newer name, could contradict it. */
 static void write_config(buffer *b, const nxt_model *m, dtype type) {
     static const char *const ours[] = {"torch_dtype", "dtype", "rotary_pct", "rotary_emb_base",
-                                       "rope_parameters", "architectures"};
+                                       "rope_parameters", "rope_theta", "architectures"};
     buffer_print(b, "{\n  \"architectures\": [\"%s\"]", m->family->architecture);
     for (const json *v = m->config->first; v; v = v->next) {
         bool skip = false;
@@ -8775,7 +9230,7 @@ static void write_config(buffer *b, const nxt_model *m, dtype type) {
         buffer_text(b, ": ");
         json_write(b, v, -1);
     }
-    write_rope(b, &m->s, m->config);
+    write_rope(b, m);
     buffer_print(b, ",\n  \"torch_dtype\": \"%s\"\n}\n", torch_names[type]);
 }
 
@@ -8873,11 +9328,11 @@ static tensor_plan plan_tensor(const char *name, dtype type, const mat *w, void 
 static nxt_status save_weights(save *s, const char *name, const nxt_model *m, dtype type,
                                i64 shard_bytes, tensor_fetch fetch_values, void *user) {
     tensor_plan *plans;
-    TRY(mem_get(m->cx, &plans, m->param_count, sizeof *plans));
-    for (i64 i = 0; i < m->param_count; i++)
+    TRY(mem_get(m->cx, &plans, m->base_count, sizeof *plans));
+    for (i64 i = 0; i < m->base_count; i++)
         plans[i] = plan_tensor(m->params[i].name, type, &m->params[i].w, &m->params[i]);
     nxt_status status = safetensors_write(s, name, &(tensor_set){
-        .plans = plans, .count = m->param_count, .shard_bytes = shard_bytes,
+        .plans = plans, .count = m->base_count, .shard_bytes = shard_bytes,
         .fetch = fetch_values, .user = user});
     mem_drop(m->cx, plans);
     return status;
@@ -8895,13 +9350,111 @@ static nxt_status save_files(save *s, const nxt_model *m, const nxt_save_config 
     return save_weights(s, "model.safetensors", m, type, c->shard_bytes, fetch_values, user);
 }
 
-/* A model as it is now. Also the first half of a checkpoint. */
+/* Merging: W + scale B A, element by element, on the way to the file. A and B of the layer at
+ * hand are kept as floats. */
+typedef struct merger {
+    const nxt_model *m;
+    const param *layer; /* whose A and B these are */
+    float *a, *b;
+} merger;
+
+static const lora *lora_of(const nxt_model *m, const param *w) {
+    linear_params *y;
+    for (i64 i = 0; (y = linear_at((nxt_model *)(uintptr_t)m, i)); i++)
+        if (y->w == w) return y->lora;
+    return NULL;
+}
+
+static nxt_status merger_load(merger *g, const param *layer, const lora *l) {
+    if (g->layer == layer) return NXT_OK;
+    const i64 a = l->a->w.rows * l->a->w.cols, b = l->b->w.rows * l->b->w.cols;
+    mem_drop(g->m->cx, g->a);
+    mem_drop(g->m->cx, g->b);
+    g->a = g->b = NULL;
+    TRY(mem_get(g->m->cx, &g->a, a, sizeof *g->a));
+    TRY(mem_get(g->m->cx, &g->b, b, sizeof *g->b));
+    read_param(g->m, l->a, 0, a, g->a);
+    read_param(g->m, l->b, 0, b, g->b);
+    g->layer = layer;
+    return NXT_OK;
+}
+
+static nxt_status fetch_merged(void *user, const tensor_plan *t, i64 at, i64 n, float *out) {
+    merger *g = user;
+    const param *p = t->source;
+    const lora *l = lora_of(g->m, p);
+    TRY(fetch_param((void *)(uintptr_t)g->m, t, at, n, out));
+    if (!l) return NXT_OK;
+    TRY(merger_load(g, p, l));
+    const i64 r = l->a->w.rows, in = l->a->w.cols;
+    for (i64 i = 0; i < n; i++) {
+        const i64 row = (at + i) / p->w.cols, col = (at + i) % p->w.cols;
+        const float *b = g->b + (p->in_first ? col : row) * r;
+        const float *a = g->a + (p->in_first ? row : col);
+        float sum = 0;
+        for (i64 k = 0; k < r; k++) sum += b[k] * a[k * in];
+        out[i] += l->scale * sum;
+    }
+    return NXT_OK;
+}
+
+/* PEFT's adapter_config.json, by name; members that only its newest versions know are left
+ * out, because older ones refuse what they do not know. */
+static void write_adapter_config(buffer *b, const nxt_model *m) {
+    const nxt_lora_config *c = &m->lora;
+    const char *base = c->base ? c->base : m->dir, *list = c->targets, *item;
+    size_t n;
+    buffer_text(b, "{\n  \"alpha_pattern\": {},\n  \"auto_mapping\": null,\n"
+                "  \"base_model_name_or_path\": ");
+    json_write_text(b, base, (i64)strlen(base));
+    buffer_print(b, ",\n  \"bias\": \"none\",\n  \"fan_in_fan_out\": %s,\n"
+                 "  \"inference_mode\": true,\n  \"init_lora_weights\": true,\n"
+                 "  \"layers_pattern\": null,\n  \"layers_to_transform\": null,\n"
+                 "  \"lora_alpha\": %.9g,\n  \"lora_dropout\": %.9g,\n"
+                 "  \"modules_to_save\": null,\n  \"peft_type\": \"LORA\",\n  \"r\": %d,\n"
+                 "  \"rank_pattern\": {},\n  \"revision\": null,\n  \"target_modules\": ",
+                 m->family->in_first ? "true" : "false", c->alpha, c->dropout, c->rank);
+    const bool all = !strcmp(list, "all-linear"); /* PEFT has it as a text, not a list */
+    for (buffer_text(b, all ? "" : "["); (item = list_next(&list, &n));) {
+        json_write_text(b, item, (i64)n);
+        if (*list) buffer_text(b, ", ");
+    }
+    buffer_print(b, "%s,\n  \"task_type\": \"CAUSAL_LM\",\n  \"use_dora\": false,\n"
+                 "  \"use_rslora\": %s\n}\n", all ? "" : "]", c->rslora ? "true" : "false");
+}
+
+/* An adapter's directory: PEFT's two files, always f32, and the tokenizer's. */
+static nxt_status save_adapter_files(save *s, const nxt_model *m, const char *tokenizer) {
+    tensor_plan *plans;
+    const i64 n = m->param_count - m->base_count;
+    buffer config = {.cx = m->cx};
+    write_adapter_config(&config, m);
+    TRY(save_buffer(s, "adapter_config.json", &config));
+    TRY(save_tokenizer(s, tokenizer));
+    TRY(mem_get(m->cx, &plans, n, sizeof *plans));
+    for (i64 i = 0; i < n; i++) {
+        param *p = &m->params[m->base_count + i];
+        plans[i] = plan_tensor(p->name, F32, &p->w, p);
+        plans[i].rank = 2, plans[i].dim[0] = p->w.rows; /* a rank of 1 is a matrix, too */
+    }
+    nxt_status status = safetensors_write(s, "adapter_model.safetensors", &(tensor_set){
+        .plans = plans, .count = n, .fetch = fetch_param, .user = (void *)(uintptr_t)m});
+    mem_drop(m->cx, plans);
+    return status;
+}
+
+/* A model as it is now, or its adapters. Also the first half of a checkpoint. */
 static nxt_status save_model_files(save *s, const nxt_model *m, const nxt_save_config *config) {
     nxt_save_config c = *config;
     dtype type = m->stored;
+    merger g = {.m = m};
     TRY(parse_dtype(m->cx, c.dtype, &type));
     if (!c.tokenizer) c.tokenizer = m->dir;
-    return save_files(s, m, &c, type, fetch_param, (void *)(uintptr_t)m);
+    if (m->lora.rank && !c.merge) return save_adapter_files(s, m, c.tokenizer);
+    nxt_status status = save_files(s, m, &c, type, fetch_merged, &g);
+    mem_drop(m->cx, g.a);
+    mem_drop(m->cx, g.b);
+    return status;
 }
 
 nxt_save_config nxt_save_config_default(void) {
@@ -8949,7 +9502,7 @@ nxt_status nxt_model_init(nxt_context *cx, const char *config_file, const char *
     dtype type = F32;
     nxt_status status;
     TRY(mem_zero(cx, &m, 1, sizeof *m));
-    m->cx = m->arena.cx = m->files.cx = cx;
+    m->cx = m->arena.cx = m->files.cx = m->adapter_files.cx = cx;
     c.tokenizer = tokenizer;
     TRY_GOTO(done, read_config(m, config_file));
     TRY_GOTO(done, parse_dtype(cx, json_text(m->config, "torch_dtype",
@@ -8974,7 +9527,9 @@ void nxt_model_describe(const nxt_model *m, nxt_model_info *info) {
         .dtype = dtype_name[m->stored], .activation = acts[s->act], .layers = s->L,
         .width = s->C, .heads = s->H, .inner = s->F, .vocabulary = s->V, .positions = s->T,
         .rotary = 2 * s->pairs, .parallel_residual = s->parallel, .tied = s->tied,
-        .parameters = m->elements, .embedding_parameters = s->V * s->C,
+        .key_heads = s->G, .head_size = s->D, .window = s->window, .gated = s->gated,
+        .norm = s->norm == NXT_RMS_NORM ? "RMSNorm" : "LayerNorm", .lora_rank = s->lora_rank,
+        .trainable = trainable_elements(m), .parameters = m->elements, .embedding_parameters = s->V * s->C,
         .bos = (i32)s->bos, .eos = (i32)s->eos};
     for (i64 i = 0; i < m->files.file_count; i++) info->mapped_bytes += m->files.files[i].map.n;
 }
@@ -9020,7 +9575,7 @@ void nxt_model_memory(const nxt_model *m, i64 rows, int train, nxt_memory_plan *
     nxt_model_describe(m, &info);
     for (i64 i = 0; i < m->param_count; i++)
         if (m->params[i].w.rows == 1) vectors += m->params[i].w.cols;
-    const i64 copy = 4 * m->elements;
+    const i64 copy = 4 * trainable_elements(m);
     *plan = (nxt_memory_plan){
         .weights = (train ? copy : 0) + 4 * vectors, .gradients = train ? copy : 0,
         .optimizer = train ? 2 * copy : 0, .workspace = (i64)matmul_workspace(),
@@ -9160,18 +9715,18 @@ static i64 batch_rows(const nxt_dataset *d, i64 batch_size) {
 
 /* Moment 0 or 1, m or v, of a trained parameter: both arrays are laid out as the gradients. */
 static float *moment(const nxt_trainer *t, const param *p, i64 which) {
-    return t->moments + which * t->m->elements + ((const float *)p->grad.p - t->m->grads);
+    return t->moments + which * t->m->trained + ((const float *)p->grad.p - t->m->grads);
 }
 
 /* All memory of a run is taken here, sized for the largest micro-batch that can occur, so
  * that a run which starts does not run out later (I4). */
 static nxt_status trainer_prepare(nxt_trainer *t) {
     nxt_context *cx = t->cx;
-    const i64 rows = batch_rows(t->data, t->c.batch_size), elements = t->m->elements;
+    const i64 rows = batch_rows(t->data, t->c.batch_size);
     TRY(model_make_trainable(t->m));
-    t->moments = cx->ops->alloc(cx->device, (size_t)elements * 2 * sizeof(float));
+    t->moments = cx->ops->alloc(cx->device, (size_t)t->m->trained * 2 * sizeof(float));
     if (!t->moments) return NXT_MEMORY;
-    cx->ops->fill(cx->device, matrix(t->moments, 2, elements), 0);
+    cx->ops->fill(cx->device, matrix(t->moments, 2, t->m->trained), 0);
     TRY(room_get(t->m, rows, true, &t->room));
     t->steps_per_epoch = ceil_div(ceil_div(t->data->info.examples, t->c.batch_size),
                                   t->c.gradient_accumulation_steps);
@@ -9239,7 +9794,14 @@ static pass_result run_batch(pass_room *r) {
 static void micro_batch(nxt_trainer *t, i64 epoch, i64 at, i64 end, step_sums *sums) {
     batch *b = &t->room.host;
     b->n = 0;
-    for (i64 i = at; i < end; i++) batch_add_example(b, t->data, example_at(t, epoch, i));
+    b->dropout = t->m->s.lora_dropout > 0;
+    for (i64 i = at; i < end; i++) {
+        const i64 example = example_at(t, epoch, i), from = b->n;
+        batch_add_example(b, t->data, example);
+        for (i64 n = from; n < b->n; n++) /* a token's own number: it drops the same anywhere */
+            b->key[n] = draw(t->c.seed, FOR_DROPOUT, (u64)t->step,
+                             (u64)example << 32 | (u64)b->pos[n]);
+    }
     const pass_result r = run_batch(&t->room);
     sums->tokens += (double)b->n;
     sums->loss += r.loss;
@@ -9283,9 +9845,9 @@ static void reduce_over_workers(nxt_trainer *t, step_sums *sums) {
     double counts[3] = {sums->loss, sums->trained, sums->tokens};
     if (!t->c.all_reduce) return;
     t->c.all_reduce(t->c.user, counts, 3, NULL, 0);
-    for (i64 at = 0; at < t->m->elements; at += PIECE)
+    for (i64 at = 0; at < t->m->trained; at += PIECE)
         t->c.all_reduce(t->c.user, NULL, 0, t->m->grads + at,
-                        min64(PIECE, t->m->elements - at));
+                        min64(PIECE, t->m->trained - at));
     sums->loss = counts[0], sums->trained = counts[1], sums->tokens = counts[2];
 }
 
@@ -9938,11 +10500,14 @@ static u64 trainer_fingerprint(const nxt_trainer *t) {
                               c->adam_epsilon, c->max_grad_norm, (double)c->batch_size,
                               (double)c->gradient_accumulation_steps, (double)c->shuffle,
                               (double)c->schedule, (double)warmup_steps(t),
-                              c->schedule < NXT_SCHEDULE_CONSTANT ? (double)t->total_steps : 0};
+                              c->schedule < NXT_SCHEDULE_CONSTANT ? (double)t->total_steps : 0,
+                              t->m->lora.alpha, t->m->lora.dropout, (double)t->m->lora.rslora};
     u64 h = mix64(c->seed);
     for (i64 i = 0; i < d->offset[d->info.examples]; i++)
         h = mix64(h ^ ((u64)(u32)d->ids[i] << 8 | d->trained[i]));
     for (i64 i = 0; i <= d->info.examples; i++) h = mix64(h ^ (u64)d->offset[i]);
+    for (i64 i = 0; i < t->m->param_count; i++)
+        if (t->m->params[i].frozen) h = mix64(h ^ (u64)i);
     for (i64 i = 0; i < COUNT(numbers); i++) {
         u64 bits;
         memcpy(&bits, &numbers[i], 8);
@@ -10496,6 +11061,7 @@ typedef struct gguf_tensor {
 typedef struct gguf {
     nxt_context *cx;
     const nxt_model *m;
+    merger *merger;      /* adds what adapters add */
     const char *architecture, *file;
     arena arena;
     int kind;            /* of matrices */
@@ -10526,6 +11092,8 @@ static void put_key(gguf *g, const char *key, int type) {
     g->pairs++;
 }
 
+/* A number, truth or text under a key. Readers look for one type only: a size that came as a
+ * 64-bit number would be refused. */
 static void pair_u32(gguf *g, const char *key, i64 x) {
     put_key(g, key, GGUF_U32);
     put_number(&g->head, (u64)x, 4);
@@ -10644,6 +11212,7 @@ typedef struct gguf_vocab {
     bool scored, mixed; /* SentencePiece's; its merges are not in the order of scores */
 } gguf_vocab;
 
+/* By bytes, a beginning before what it begins: texts may hold NUL. */
 static int piece_order(const void *a, const void *b) {
     const gguf_token *x = *(const gguf_token *const *)a;
     const gguf_token *y = *(const gguf_token *const *)b;
@@ -10679,7 +11248,8 @@ static bool is_byte_piece(const json *v) {
     return v->key_length == 6 && !strncmp(v->key, "<0x", 3) && v->key[5] == '>';
 }
 
-/* Rows of the model's vocabulary that the tokenizer does not use need texts of their own. */
+/* The vocabulary, then the tokens by decree, then texts of their own for the rows of the model's
+ * vocabulary that the tokenizer does not use: sizes are padded to round numbers. */
 static nxt_status pieces_read(gguf_vocab *t) {
     const json *model = json_get(t->root, "model"), *vocab = json_get(model, "vocab");
     const json *added = json_get(t->root, "added_tokens");
@@ -10776,8 +11346,8 @@ static nxt_status merges_read(gguf_vocab *t) {
     return NXT_OK;
 }
 
-/* A step of that type in a normaliser, pre-tokenizer or post-processor, which is one step or
- * a list of them. */
+/* How tokenizer.json writes its stations (§13): normaliser, pre-tokenizer and the rest are one
+ * step, or a list of steps. This is the first of that type. */
 static const json *find_step(const json *step, const char *list, const char *type) {
     if (!strcmp(json_text(step, "type", ""), type)) return step;
     const json *steps = json_get(step, list);
@@ -10853,7 +11423,8 @@ static void put_special(const gguf_vocab *t, const char *name, const char *key) 
     if (id >= 0 && id < t->g->m->s.V) pair_u32(t->g, key, id);
 }
 
-/* The tokenizer as pairs. */
+/* The tokenizer as pairs. What a token is (its type) tells a reader whether to look for its text
+ * before cutting into words (3, 4), to print it (not 3), or to undo the alphabet of bytes (1). */
 static nxt_status put_pieces(const gguf_vocab *t, const char *pre) {
     gguf *g = t->g;
     const i64 V = g->m->s.V;
@@ -11011,7 +11582,7 @@ static nxt_status add_waves(gguf *g) {
  * asks for one; Llama's and Qwen2's take the embedding. */
 static nxt_status list_tensors(gguf *g) {
     const nxt_model *m = g->m;
-    for (i64 i = 0; i < m->param_count; i++) {
+    for (i64 i = 0; i < m->base_count; i++) {
         const param *p = &m->params[i];
         TRY(add_param_tensor(g, p, (role)p->role));
         if (!g->neox || m->s.qkv_bias) continue;
@@ -11040,10 +11611,11 @@ static i64 gguf_row(const gguf *g, const gguf_tensor *t, i64 r) {
     return r;
 }
 
-/* Elements of a parameter. */
+/* Elements [at, at + n) of a parameter, its adapter merged. Reading is as in saving (§19): a
+ * trained model that is not finite is refused here, too. */
 static nxt_status fetch(const gguf *g, const gguf_tensor *t, i64 at, i64 n, float *out) {
     const tensor_plan plan = {.name = t->name, .source = (void *)(uintptr_t)t->p};
-    return fetch_param((void *)(uintptr_t)g->m, &plan, at, n, out);
+    return fetch_merged(g->merger, &plan, at, n, out);
 }
 
 /* Rows [r, r + n) of a tensor as f32. column: room for n values. */
@@ -11069,7 +11641,8 @@ static nxt_status tensor_rows(const gguf *g, const gguf_tensor *t, i64 r, i64 n,
     return NXT_OK;
 }
 
-/* n values, a multiple of 32, as blocks; `out` may lie over nothing of x. */
+/* n values, a multiple of 32, as blocks, each the unit and then its multiples. Rounding is to
+ * nearest, halves away from zero, as the format's reference has it: the same bytes. */
 static nxt_status quantize(const gguf *g, const gguf_tensor *t, const float *x, i64 n, u8 *out) {
     for (i64 i = 0; i < n; i += Q8_BLOCK, out += gguf_kinds[Q8_0].bytes) {
         float most = 0;
@@ -11096,7 +11669,7 @@ static nxt_status write_gguf_tensor(const gguf *g, save_file *f, const gguf_tens
     static const u8 zeros[GGUF_ALIGN];
     const struct gguf_kind *k = &gguf_kinds[t->kind];
     const tensor_plan plan = {.name = t->name, .type = t->kind == Q8_0 ? F32 : (dtype)t->kind};
-    float *column = stage + room;
+    float *column = stage + room; /* three parts: rows, a column, rows packed */
     void *packed = column + room;
     const i64 most = room / t->cols;
     for (i64 r = 0, n; r < t->rows; r += n) {
@@ -11142,7 +11715,7 @@ static nxt_status write_gguf(gguf *g, save *s, const char *name) {
     const i64 room = max64(STAGE, max64(g->m->s.C, max64(g->m->s.F, q_width(&g->m->s))));
     save_file f = {.fd = -1};
     float *stage;
-    TRY(mem_get(g->cx, &stage, 3 * room, sizeof *stage)); /* rows, a column, rows packed */
+    TRY(mem_get(g->cx, &stage, 3 * room, sizeof *stage));
     nxt_status status = save_open(s, name, &f);
     if (status == NXT_OK) status = write_gguf_head(g, &f);
     for (i64 i = 0; i < g->count && status == NXT_OK; i++)
@@ -11151,10 +11724,12 @@ static nxt_status write_gguf(gguf *g, save *s, const char *name) {
     return save_close(&f, status);
 }
 
-static nxt_status export_gguf(save *s, const char *name, const nxt_model *m, int kind,
+/* What can be refused is refused before the first byte is written. */
+static nxt_status export_gguf(save *s, const char *name, merger *adapters, int kind,
                               const char *file, const char *tokenizer) {
-    gguf g = {.cx = m->cx, .m = m, .file = file, .arena.cx = m->cx, .head.cx = m->cx,
-              .kind = kind};
+    const nxt_model *m = adapters->m;
+    gguf g = {.cx = m->cx, .m = m, .merger = adapters, .file = file, .kind = kind,
+              .arena.cx = m->cx, .head.cx = m->cx};
     nxt_status status = gguf_architecture(&g);
     if (status == NXT_OK) put_sizes(&g);
     if (status == NXT_OK) status = put_tokenizer(&g, tokenizer);
@@ -11183,12 +11758,15 @@ static nxt_status export_format(nxt_context *cx, const char *file, const char *f
                 format);
 }
 
+/* Saved into the directory of `file`, of which nothing else is touched: not even the shards
+ * that a model.safetensors of this name would make stale, for they may be the original. */
 nxt_status nxt_model_export(const nxt_model *m, const char *file,
                             const nxt_export_config *config) {
     const nxt_export_config c = config ? *config : nxt_export_config_default();
     const char *slash = strrchr(file, '/'), *name = slash ? slash + 1 : file;
     arena a = {.cx = m->cx};
     save s = {.cx = m->cx};
+    merger adapters = {.m = m};
     bool as_gguf = false;
     dtype type = m->stored;
     TRY(export_format(m->cx, file, c.format, &as_gguf));
@@ -11200,9 +11778,11 @@ nxt_status nxt_model_export(const nxt_model *m, const char *file,
     TRY(status);
     s.lone = true;
     if (as_gguf)
-        status = export_gguf(&s, name, m, q8 ? (int)Q8_0 : (int)type, file,
+        status = export_gguf(&s, name, &adapters, q8 ? (int)Q8_0 : (int)type, file,
                              c.tokenizer);
-    else status = save_weights(&s, name, m, type, 0, fetch_param, (void *)(uintptr_t)m);
+    else status = save_weights(&s, name, m, type, 0, fetch_merged, &adapters);
+    mem_drop(m->cx, adapters.a);
+    mem_drop(m->cx, adapters.b);
     return save_end(&s, status);
 }
 #else
@@ -11248,7 +11828,7 @@ enum { FAILED = 1, USAGE = 2, INTERRUPTED = 130 };
  * not ignored: `eval --learning-rate` can only be a misunderstanding. */
 enum {
     TRAIN = 1, EVAL = 2, GENERATE = 4, TOKENIZE = 8, INFO = 16, INIT = 32, BENCH = 64,
-    EXPORT = 128, ANY = 255, DATA = TRAIN | EVAL | GENERATE | INFO
+    MERGE = 128, EXPORT = 256, ANY = 511, DATA = TRAIN | EVAL | GENERATE | INFO
 };
 
 /* Texts are not copied: they are argv's, or the context keeps them. */
@@ -11264,16 +11844,17 @@ typedef struct options {
     nxt_train_config t;
     nxt_run_config r;
     nxt_sample_config s;
+    nxt_lora_config lora;
     text_list data, stop;
-    const char *model, *config, *eval_data, *resume, *prompt, *prompts, *file, *cpu,
-        *tensors, *output, *format;
+    const char *model, *adapter, *freeze, *train_only, *config, *eval_data, *resume, *prompt,
+        *prompts, *file, *cpu, *tensors, *output, *format;
     const char *truncation, *train_on, *schedule, *eval_strategy, *save_strategy, *optim,
         *device; /* words, until settle_options turns them into numbers */
     double eval_split, test_split;
     int64_t max_length, max_train_samples, max_eval_samples, max_new_tokens,
-        max_input_tokens, top_k, threads;
+        max_input_tokens, top_k, threads, lora_r;
     int overwrite, dry_run, append_eos, no_append_eos, no_shuffle, json, add_start_token,
-        decode, lines, count, bf16, profile;
+        decode, lines, count, bf16, profile, recompute;
 } options;
 
 /* One row per option: the table parses, prints the help, reads config files, and writes
@@ -11297,10 +11878,12 @@ typedef struct option {
 static const option option_table[] = {
     /* files; the library wants a directory, find_model makes one of what is written here */
     {"model", TEXT("DIR", model), ANY & ~INIT, "model directory, hub-cache folder or hub name"},
+    {"adapter", TEXT("DIR", adapter), TRAIN | EVAL | GENERATE | INFO | MERGE | EXPORT,
+     "LoRA adapters on the model, as PEFT or train writes them"},
     {"tokenizer", TEXT("PATH", r.tokenizer), ANY & ~BENCH,
      "tokenizer.json or a folder; default: the model's"},
     {"data", LIST("FILE", data), TRAIN | EVAL | INFO, ".txt, .jsonl or .json; may be repeated"},
-    {"output-dir", TEXT("DIR", r.output_dir), TRAIN | INIT, "where results go"},
+    {"output-dir", TEXT("DIR", r.output_dir), TRAIN | INIT | MERGE, "where results go"},
     {"overwrite-output-dir", FLAG(overwrite), TRAIN, "replace an earlier run there"},
     {"dry-run", FLAG(dry_run), TRAIN, "report data and memory, train nothing"},
     {"config", TEXT("FILE", config), INIT | BENCH, "config.json of the architecture"},
@@ -11349,6 +11932,17 @@ static const option option_table[] = {
     {"adam-beta1", REAL("X", t.adam_beta1), TRAIN, "(0.9)"},
     {"adam-beta2", REAL("X", t.adam_beta2), TRAIN, "(0.999)"},
     {"adam-epsilon", REAL("X", t.adam_epsilon), TRAIN, "(1e-8)"},
+    /* which weights: §14 */
+    {"lora-r", INT(lora_r), TRAIN | INFO, "train LoRA adapters of this rank, not the model"},
+    {"lora-alpha", REAL("X", lora.alpha), TRAIN | INFO, "they count alpha / r times (8)"},
+    {"lora-dropout", REAL("X", lora.dropout), TRAIN | INFO, "of their input (0)"},
+    {"lora-target-modules", TEXT("NAMES", lora.targets), TRAIN | INFO,
+     "ends of layers' names, or all-linear; default: as PEFT"},
+    {"use-rslora", FLAG(lora.rslora), TRAIN | INFO, "alpha / sqrt(r) instead"},
+    {"gradient-checkpointing", FLAG(recompute), TRAIN | INFO | BENCH,
+     "keep a seventh of the activations, compute the rest twice"},
+    {"freeze", TEXT("NAMES", freeze), TRAIN | INFO, "leave parameters of such names as they are"},
+    {"train-only", TEXT("NAMES", train_only), TRAIN | INFO, "leave all others as they are"},
     {"max-skipped-steps", INT(t.max_skipped_steps), TRAIN,
      "skip so many steps that are not finite (0)"},
     /* what is due when: §22. Steps are optimizer steps, not micro-batches */
@@ -11381,7 +11975,7 @@ static const option option_table[] = {
     {"tensors", TEXT("PATTERN", tensors), INFO, "list the tensors of such names; '*': all"},
     {"output", TEXT("FILE", output), EXPORT, "where the model goes; must not exist"},
     {"format", TEXT("F", format), EXPORT, "gguf or safetensors; default: as FILE ends"},
-    {"dtype", TEXT("T", r.dtype), TRAIN | INIT | EXPORT,
+    {"dtype", TEXT("T", r.dtype), TRAIN | INIT | MERGE | EXPORT,
      "f32, f16 or bf16 (export to gguf: q8_0 too) for what is saved; default: as the base"},
     {"bf16", FLAG(bf16), TRAIN | EVAL | GENERATE | BENCH,
      "multiply in bf16 where the processor does that faster; sums stay f32"},
@@ -11684,6 +12278,7 @@ enum { ALL_THREADS = INT32_MAX };
 static options default_options(void) {
     options o = {.d = nxt_data_config_default(), .t = nxt_train_config_default(),
                  .r = nxt_run_config_default(), .s = nxt_sample_config_default(),
+                 .lora = nxt_lora_config_default(),
                  .max_new_tokens = 64, .threads = ALL_THREADS};
     return o;
 }
@@ -11699,6 +12294,12 @@ static int check_conflicts(const options *o) {
          "--prompt-column needs --completion-column"},
         {o->d.text_column && o->d.completion_column,
          "--text-column or --completion-column, not both"},
+        {o->lora_r && (o->adapter || o->freeze || o->train_only),
+         "--lora-r begins new adapters and freezes all else: without --adapter, --freeze and "
+         "--train-only"},
+        {!o->lora_r && (o->lora.targets || o->lora.rslora || o->lora.dropout != 0),
+         "LoRA options need --lora-r"},
+        {o->freeze && o->train_only, "--freeze or --train-only, not both"},
         {o->test_split > 0 && o->d.block_size,
          "--test-split holds out rows, and blocks are no rows"},
         {o->r.eval_when != NXT_NEVER && !held_out,
@@ -11839,6 +12440,7 @@ static bool find_in_cache(app *a, const char *name, const char *slash) {
  * is never replaced by what was downloaded once. There is no download in this program, but
  * the error says how to make one. */
 static int find_model(app *a) {
+    if (!a->o.model && a->o.adapter) ASK(nxt_lora_base(a->cx, a->o.adapter, &a->o.model));
     const char *name = a->o.model, *slash = name ? strchr(name, '/') : NULL;
     if (!name) return complain(USAGE, "--model is missing");
     const bool hub =
@@ -11867,11 +12469,11 @@ static int read_record(app *a, int commands) {
     char path[4200];
     options was = default_options(), *o = &a->o;
     const int known = commands & (EVAL | GENERATE);
-    const char *name = strrchr(a->dir, '/'); /* a checkpoint's record is its run's */
-    const bool inside = !strncmp(name ? name + 1 : a->dir, "checkpoint-", 11);
-    const char *record = inside && !file_exists(a->dir, "run.json") ? "../run.json" : "run.json";
-    if (!known || !file_exists(a->dir, record)) return 0;
-    snprintf(path, sizeof path, "%s/%s", a->dir, record);
+    const char *dir = o->adapter ? o->adapter : a->dir, *name = strrchr(dir, '/');
+    const bool inside = !strncmp(name ? name + 1 : dir, "checkpoint-", 11);
+    const char *record = inside && !file_exists(dir, "run.json") ? "../run.json" : "run.json";
+    if (!known || !file_exists(dir, record)) return 0; /* a checkpoint's record is its run's */
+    snprintf(path, sizeof path, "%.4000s/%s", dir, record);
     if (read_options(a->cx, path, (config_reader){&was, known, false, 0})) return FAILED;
     if (commands == EVAL && !o->d.block_size && !o->max_length)
         o->d.block_size = was.d.block_size, o->max_length = was.max_length;
@@ -11907,6 +12509,21 @@ static int read_template(app *a) {
     return report(a->cx, status);
 }
 
+/* The model, its adapters, and what is frozen of it. */
+static int open_weights(app *a, const char *adapter, nxt_model **model) {
+    nxt_lora_config *lora = &a->o.lora;
+    ASK(nxt_model_load(model, a->cx, a->dir));
+    if (adapter) ASK(nxt_lora_load(*model, adapter));
+    if (*model != a->model) return 0; /* saved ones are loaded to be looked at */
+    nxt_model_gradient_checkpointing(*model, a->o.recompute);
+    lora->rank = (int)least(a->o.lora_r, 1 << 20), lora->base = a->o.model;
+    lora->seed = (uint64_t)a->o.t.seed;
+    if (a->o.lora_r) ASK(nxt_lora_attach(*model, lora));
+    if (a->o.freeze) ASK(nxt_model_freeze(*model, a->o.freeze, 0));
+    if (a->o.train_only) ASK(nxt_model_freeze(*model, a->o.train_only, 1));
+    return 0;
+}
+
 /* Model, tokenizer and the options that depend on them. The end-of-text token is the
  * tokenizer's, which wrote the training data; config.json is asked only where it names none.
  * Options are checked before weights are touched: a mistake costs no waiting. */
@@ -11916,7 +12533,7 @@ static int open_model(app *a, int commands) {
     DO(read_record(a, commands));
     DO(read_template(a));
     DO(settle_options(&a->o));
-    ASK(nxt_model_load(&a->model, a->cx, a->dir));
+    DO(open_weights(a, a->o.adapter, &a->model));
     nxt_model_describe(a->model, &a->info);
     a->o.d.eos = a->info.eos;
     if (reads_text)
@@ -12024,6 +12641,10 @@ static int check_memory(app *a) {
         nxt_model_memory(a->model, batch_tokens(a->eval, a->o.r.eval_batch_size), 0, &e);
         plan.activations += e.activations, plan.total += e.activations;
     }
+    if (a->info.trainable != a->info.parameters)
+        fprintf(stderr, "trainable: %" PRId64 " of %" PRId64 " parameters (%.2f %%)\n",
+                a->info.trainable, a->info.parameters,
+                100 * (double)a->info.trainable / (double)a->info.parameters);
     fprintf(stderr, "memory: %s (weights %s, gradients %s, optimizer %s, activations %s)\n",
             human(plan.total).text, human(plan.weights).text, human(plan.gradients).text,
             human(plan.optimizer).text, human(plan.activations).text);
@@ -12246,13 +12867,17 @@ static int check_saved(app *a) {
     nxt_model *saved;
     nxt_eval_info e;
     signal_context = NULL; /* everything is saved: a first interrupt changes nothing any more */
-    ASK(nxt_model_load(&saved, a->cx, a->o.r.output_dir));
+    const bool adapters = a->o.lora_r || a->o.adapter;
+    if (adapters) DO(open_weights(a, a->o.r.output_dir, &saved));
+    else ASK(nxt_model_load(&saved, a->cx, a->o.r.output_dir));
     nxt_status status = NXT_OK;
     if (a->eval) status = nxt_evaluate(saved, a->eval, a->o.r.eval_batch_size, &e);
     if (a->eval && status == NXT_OK)
         fprintf(stderr, "saved model: eval loss %.4f, perplexity %.3f\n", e.loss, e.perplexity);
     nxt_model_destroy(saved);
-    if (status == NXT_OK) fprintf(stderr, "the model is in %s\n", a->o.r.output_dir);
+    if (status == NXT_OK)
+        fprintf(stderr, "the %s in %s\n", adapters ? "adapters are" : "model is",
+                a->o.r.output_dir);
     return report(a->cx, status);
 }
 
@@ -12396,7 +13021,7 @@ static int take_token(app *a, completion *c, int32_t id) {
         char *at = c->text ? strstr(c->text, a->o.stop.text[s]) : NULL;
         if (at) *at = 0, c->bytes = (size_t)(at - c->text), c->done = true;
     }
-    const bool eos = id == a->o.d.eos || id == a->info.eos;
+    const bool eos = id == a->o.d.eos || nxt_model_ends(a->model, id);
     c->done |= eos || c->n - c->prompt >= a->o.max_new_tokens || c->n >= a->capacity;
     return 0;
 }
@@ -12796,40 +13421,44 @@ static int run_tokenize(app *a) {
  * attention's two products of a row with the keys before it, half a text on average. */
 static void count_flops(const app *a, double rows, double length, double *hf, double *real) {
     const nxt_model_info *i = &a->info;
-    const double C = (double)i->width, L = (double)i->layers;
-    const double matrices =
-        L * (4 * C * C + 2 * C * (double)i->inner) + C * (double)i->vocabulary;
+    const double C = (double)i->width, L = (double)i->layers, D = (double)i->head_size;
+    const double heads = D * (double)i->heads, keys = D * (double)i->key_heads;
+    const double matrices = L * C * (2 * heads + 2 * keys + (i->gated ? 3 : 2) * (double)i->inner)
+                            + C * (double)i->vocabulary;
     *hf = 6 * rows * (double)(i->parameters - i->embedding_parameters);
-    *real = rows * (6 * matrices + 6 * L * C * length);
+    *real = rows * (6 * matrices + 6 * L * heads * length);
 }
 
-/* The architecture as PyTorch users expect to see it: modules and their shapes, under the
- * names that the parameters of the file have.
+/* The architecture as PyTorch users expect to see it: modules and their shapes.
  *
  *     GPTNeoXForCausalLM (f16, 166 MB on disk)
- *       embed_in          50304 x 512
- *       layers            6 x, parallel residual
+ *       embedding         50304 x 512
+ *       layers            6 x, parallel residual, LayerNorm
  *         attention       8 heads of 64, rotary over 16 of them, 2048 positions
  *         mlp             512 -> 2048 -> 512, gelu
- *       final_layer_norm  512
- *       embed_out         512 x 50304
+ *       head              512 x 50304
  */
 static void print_tree(const nxt_model_info *i) {
     printf("%s (%s, %s on disk)\n"
-           "  embed_in          %" PRId64 " x %" PRId64 "\n"
-           "  layers            %" PRId64 " x, %s residual\n"
-           "    attention       %" PRId64 " heads of %" PRId64 ", rotary over %" PRId64
-           " of them, %" PRId64 " positions\n",
+           "  embedding         %" PRId64 " x %" PRId64 "\n"
+           "  layers            %" PRId64 " x, %s residual, %s\n"
+           "    attention       %" PRId64 " heads of %" PRId64,
            i->architecture, i->dtype, human(i->mapped_bytes).text, i->vocabulary, i->width,
-           i->layers, i->parallel_residual ? "parallel" : "sequential", i->heads,
-           i->width / i->heads, i->rotary, i->positions);
-    printf("    mlp             %" PRId64 " -> %" PRId64 " -> %" PRId64 ", %s\n"
-           "  final_layer_norm  %" PRId64 "\n"
-           "  embed_out         %" PRId64 " x %" PRId64 "%s\n"
+           i->layers, i->parallel_residual ? "parallel" : "sequential", i->norm, i->heads,
+           i->head_size);
+    if (i->key_heads != i->heads) printf(", %" PRId64 " of keys and values", i->key_heads);
+    if (i->rotary) printf(", rotary over %" PRId64 " of them", i->rotary);
+    printf(", %" PRId64 "%s positions", i->positions, i->rotary ? "" : " learned");
+    if (i->window) printf("; some layers see %" PRId64, i->window);
+    printf("\n    mlp             %" PRId64 " -> %" PRId64 " -> %" PRId64 ", %s%s\n"
+           "  head              %" PRId64 " x %" PRId64 "%s\n"
            "%" PRId64 " parameters, %" PRId64 " without the input embedding\n",
-           i->width, i->inner, i->width, i->activation, i->width, i->width, i->vocabulary,
-           i->tied ? " (the embedding, tied)" : "", i->parameters,
+           i->width, i->inner, i->width, i->activation, i->gated ? ", gated" : "", i->width,
+           i->vocabulary, i->tied ? " (the embedding, tied)" : "", i->parameters,
            i->parameters - i->embedding_parameters);
+    if (i->lora_rank || i->trainable != i->parameters)
+        printf("%" PRId64 " trainable (%.2f %%)\n", i->trainable,
+               100 * (double)i->trainable / (double)i->parameters);
 }
 
 /* A vector has one row here, and one dimension in the file. */
@@ -12892,6 +13521,21 @@ static int run_init(app *a) {
     return 0;
 }
 
+/* W + scale B A, for programs that know no adapters; a tensor at a time, on the way to the file. */
+static int run_merge(app *a) {
+    nxt_save_config c = nxt_save_config_default();
+    const char *out = a->o.r.output_dir;
+    if (!a->o.adapter || !out) return complain(USAGE, "--adapter and --output-dir are needed");
+    if (directory_in_use(out)) return complain(FAILED, "%s: not empty", out);
+    DO(find_model(a));
+    DO(settle_options(&a->o));
+    DO(open_weights(a, a->o.adapter, &a->model));
+    c.dtype = a->o.r.dtype, c.tokenizer = a->o.r.tokenizer, c.merge = 1;
+    ASK(nxt_model_save(a->model, out, &c));
+    fprintf(stderr, "the merged model is in %s\n", out);
+    return 0;
+}
+
 /* -- export ---------------------------------------------------------------------------- */
 static int run_export(app *a) {
     options *o = &a->o;
@@ -12904,7 +13548,7 @@ static int run_export(app *a) {
     DO(find_model(a));
     if (file_exists(o->output, ""))
         return complain(FAILED, "%s: is there already and is not replaced", o->output);
-    ASK(nxt_model_load(&a->model, a->cx, a->dir));
+    DO(open_weights(a, o->adapter, &a->model));
     ASK(nxt_model_export(a->model, o->output, &c));
     fprintf(stderr, "the model is in %s\n", o->output);
     return 0;
@@ -13035,6 +13679,7 @@ static const command command_table[] = {
     {"tokenize", TOKENIZE, run_tokenize, "text to token ids, and back"},
     {"info", INFO, run_info, "architecture, parameters, memory"},
     {"init", INIT, run_init, "a model directory with random weights"},
+    {"merge", MERGE, run_merge, "a model with its adapters added to its weights"},
     {"export", EXPORT, run_export, "a model as one file: GGUF for llama.cpp, or safetensors"},
     {"bench", BENCH, run_bench, "what this machine can do, and how much of it a step uses"},
 };

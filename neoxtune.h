@@ -166,8 +166,14 @@ typedef struct nxt_model_info {
     int64_t rotary;                 /* values of each head that the position turns */
     int parallel_residual, tied;
     int64_t parameters, embedding_parameters; /* the second: of the input embedding */
+    int64_t trainable;              /* parameters, adapters included, that training changes */
     int64_t mapped_bytes;           /* of the weight files */
     int32_t bos, eos;               /* -1: none */
+    int64_t key_heads, head_size;   /* fewer key than query heads: grouped */
+    int64_t window;                 /* tokens that local layers see; 0: there are none */
+    int64_t lora_rank;              /* the largest of the adapters; 0: none */
+    int gated;                      /* down(act(gate x) * up x) */
+    const char *norm;               /* "LayerNorm" or "RMSNorm" */
 } nxt_model_info;
 
 typedef struct nxt_param_info {
@@ -181,6 +187,7 @@ typedef struct nxt_save_config {
     const char *dtype;      /* "f32", "f16", "bf16"; NULL: as the model was stored */
     int64_t shard_bytes;    /* a new file above this many bytes; default 5e9 */
     const char *tokenizer;  /* file or directory to copy the tokenizer from; NULL: the model's */
+    int merge;              /* with adapters: the whole model, they added to its weights */
 } nxt_save_config;
 
 typedef struct nxt_export_config {
@@ -188,6 +195,17 @@ typedef struct nxt_export_config {
     const char *dtype;     /* "f32", "f16", "bf16", for gguf "q8_0" too; NULL: as stored */
     const char *tokenizer; /* file or directory; NULL: the model's. Only gguf holds one */
 } nxt_export_config;
+
+/* LoRA: A (rank, in) and B (out, rank) beside the frozen weights of linear layers. */
+typedef struct nxt_lora_config {
+    int rank;            /* default 8 */
+    double alpha;        /* default 8; the adapter counts alpha / rank times */
+    double dropout;      /* of the adapter's input, in training only; default 0 */
+    int rslora;          /* alpha / sqrt(rank) instead [Kalajdzievski23] */
+    const char *targets; /* ends of names, with commas, or "all-linear"; NULL: as PEFT */
+    const char *base;    /* base_model_name_or_path to write; NULL: the model's directory */
+    uint64_t seed;       /* of A; B starts at zero */
+} nxt_lora_config;
 
 /* Bytes that training or using a model takes beside the mapped files. */
 typedef struct nxt_memory_plan {
@@ -206,20 +224,40 @@ NXT_API void nxt_model_destroy(nxt_model *model);
 NXT_API NXT_CHECKED nxt_status nxt_model_save(const nxt_model *model, const char *dir,
                                               const nxt_save_config *config);
 NXT_API nxt_save_config nxt_save_config_default(void);
+/* Freezes the parameters with one of `names` (parts of dotted names, with commas: "embed_in",
+ * "layers.0", "bias") in their name; others: freezes all the others instead. No gradient and
+ * no optimizer state for them. Before a trainer is made. */
+NXT_API NXT_CHECKED nxt_status nxt_model_freeze(nxt_model *model, const char *names, int others);
+/* Backward keeps the output of each layer alone and computes the rest once more: about a third
+ * more time for a seventh of the activations' memory, and the same bits. Before a trainer. */
+NXT_API void nxt_model_gradient_checkpointing(nxt_model *model, int on);
+NXT_API nxt_lora_config nxt_lora_config_default(void);
+/* Fresh adapters on a model that is loaded: everything else is frozen, and nxt_model_save
+ * writes PEFT's adapter_config.json and adapter_model.safetensors instead of the model. */
+NXT_API NXT_CHECKED nxt_status nxt_lora_attach(nxt_model *model, const nxt_lora_config *config);
+/* Adapters from a directory that PEFT or nxt_model_save wrote; mapped, like the model. */
+NXT_API NXT_CHECKED nxt_status nxt_lora_load(nxt_model *model, const char *dir);
+/* The base model that an adapter's directory names; kept until the context is destroyed. */
+NXT_API NXT_CHECKED nxt_status nxt_lora_base(nxt_context *ctx, const char *dir,
+                                             const char **base);
 /* A directory with random weights (Hugging Face's initialisation) for the architecture in
  * config_file; tokenizer: file or directory whose tokenizer files are copied, or NULL. One
  * tensor is in memory at a time. dtype NULL: the config's. */
 NXT_API NXT_CHECKED nxt_status nxt_model_init(nxt_context *ctx, const char *config_file,
                                               const char *tokenizer, const char *dir,
                                               const char *dtype, uint64_t seed);
-/* The model as one file for other programs, complete or absent; a file of that name is
- * replaced. GGUF (llama.cpp's) is for GPT-NeoX, GPT-2, Llama and Qwen2; matrices take dtype,
- * vectors stay f32. NXT_UNSUPPORTED: the format cannot say what this model computes, or how its
- * tokenizer cuts. Takes a few MB beside the model, and the tokenizer's files as a tree. */
+/* The model, its adapters merged, as one file for other programs: complete or absent, in the
+ * place of a file of that name. GGUF (llama.cpp's) is for GPT-NeoX, GPT-2, Llama and Qwen2;
+ * matrices take dtype, vectors stay f32. NXT_UNSUPPORTED: the format cannot say what this model
+ * computes, or how its tokenizer cuts. One piece of a tensor is in memory at a time, and before
+ * that the tokenizer's files as trees. */
 NXT_API NXT_CHECKED nxt_status nxt_model_export(const nxt_model *model, const char *file,
                                                 const nxt_export_config *config);
 NXT_API nxt_export_config nxt_export_config_default(void);
 NXT_API void nxt_model_describe(const nxt_model *model, nxt_model_info *info);
+/* Whether a text is over when the model says this id: any of the eos_token_id of config.json
+ * and generation_config.json. */
+NXT_API int nxt_model_ends(const nxt_model *model, int32_t id);
 NXT_API int64_t nxt_param_count(const nxt_model *model);
 NXT_API void nxt_param_describe(const nxt_model *model, int64_t i, nxt_param_info *info);
 /* Elements [at, at + n) of parameter i, or of its gradient (zeros when it has none). */
@@ -562,6 +600,10 @@ typedef struct nxt_backend {
     void (*act_bwd)(void *s, nxt_mat dx, nxt_mat dy, nxt_mat x,
                     nxt_act_kind kind); /* dx = dy act'(x); dx may be dy */
     void (*mul)(void *s, nxt_mat y, nxt_mat a, nxt_mat b); /* y = a b, each element; y may be any */
+    /* y = beta y + (x / (1 - rate) where a hash of mix(key[n] + site) and the column says so, else
+     * 0): see the reference for the hash; y may be x when beta is 0 */
+    void (*dropout)(void *s, nxt_mat y, nxt_mat x, const uint64_t *key, uint64_t site, float rate,
+                    float beta);
     void (*gather)(void *s, nxt_mat y, nxt_mat x, const int32_t *rows);  /* y[n] = x[rows[n]] */
     void (*scatter)(void *s, nxt_mat y, nxt_mat x, const int32_t *rows); /* y[rows[n]] = x[n] */
     void (*store)(void *s, nxt_heads y, nxt_heads x,

@@ -74,7 +74,7 @@ CASES = {   # name: (seed, B, T, config)
 ADAPTERS = {    # name: (seed, B, T, folder of the base, LoraConfig)
     "lora-neox":           (21, 2, 13, "neox-linear", dict(target_modules="all-linear")),
     "lora-gpt2":           (22, 2, 13, "gpt2-plain", dict(target_modules=["c_attn", "c_proj", "c_fc"], fan_in_fan_out=True)),
-    "lora-llama":          (23, 2, 13, "llama-grouped", dict(target_modules=["q_proj", "v_proj"], use_rslora=True)),
+    "lora-llama":          (26, 2, 13, "llama-grouped", dict(target_modules=["q_proj", "v_proj"], use_rslora=True)),
 }
 RANK, ALPHA = 3, 7
 # Folders whose config.json is rewritten with the keys of transformers 4 (rotary_pct, rotary_emb_base), as in Pythia's own files.

@@ -114,7 +114,7 @@ static const test_row tests[] = {
     ROW(golden_variants), ROW(golden_linear),
     ROW(golden_gpt2_plain), ROW(golden_gpt2_bare), ROW(golden_gpt2_untied),
     ROW(golden_neo_window), ROW(golden_llama_grouped), ROW(golden_llama_tied),
-    ROW(golden_qwen2), ROW(golden_sessions), ROW(golden_stories260k), ROW(golden_configs),
+    ROW(golden_qwen2), ROW(golden_lora), ROW(golden_recompute), ROW(golden_sessions), ROW(golden_stories260k), ROW(golden_configs),
     ROW(rope_linear),
     ROW(perplexity_golden),
     /* §18 */
@@ -165,6 +165,7 @@ static const test_row tests[] = {
     /* §23 */
     ROW(export_pico), ROW(export_neox), ROW(export_gpt2), ROW(export_llama),
     ROW(export_spm), ROW(export_bpe), ROW(export_refused), ROW(export_safetensors),
+    ROW(export_adapter),
     /* §24 */
     ROW(eval_numbers),
     ROW(info_numbers),

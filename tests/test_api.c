@@ -389,6 +389,10 @@ static void test_model(void) {
         total += p.rows * p.cols;
     }
     CHECK(total == info.parameters);
+    CHECK(nxt_model_ends(m, 0) && !nxt_model_ends(m, 1) && !nxt_model_ends(m, -1));
+    if (OK(cx, nxt_model_load(&again, cx, "tests/golden/qwen2-tiny"))) /* "eos": [2, 1] */
+        CHECK(nxt_model_ends(again, 2) && nxt_model_ends(again, 1) && !nxt_model_ends(again, 0));
+    nxt_model_destroy(again);
     nxt_param_describe(m, 0, &p);
     CHECK(!strcmp(p.name, "gpt_neox.embed_in.weight") && p.rows == info.vocabulary);
     CHECK(OK(cx, nxt_param_read(m, 0, p.cols - 2, 4, a))); /* across a row's end */
@@ -737,6 +741,98 @@ static void test_run(void) {
     rig_down(&r);
 }
 
+/* Adapters learn while the base keeps its bits; saved, loaded and merged they say the same. */
+static void test_adapters(void) {
+    const char *dir = micro_dir(), *file = scratch("micro/pairs.jsonl"), *base = NULL;
+    nxt_context *cx = plain_context();
+    nxt_lora_config lc = nxt_lora_config_default();
+    nxt_train_config c = fast_training(20);
+    nxt_data_config dc = nxt_data_config_default();
+    nxt_save_config sc = nxt_save_config_default();
+    nxt_model *m = NULL, *loaded = NULL, *merged = NULL;
+    nxt_tokenizer *tok = NULL;
+    nxt_dataset *d = NULL;
+    nxt_trainer *t = NULL;
+    nxt_step_info info;
+    nxt_param_info p;
+    double before = 0, after = 0, again = 0, plain = 0;
+    int trained = 0;
+    lc.targets = "all-linear", lc.alpha = 16, lc.dropout = 0.1;
+    if (!OK(cx, nxt_model_load(&m, cx, dir)) || !OK(cx, nxt_tokenizer_load(&tok, cx, dir))
+        || !OK(cx, nxt_dataset_from_files(&d, tok, &file, 1, &dc)))
+        return;
+    CHECK(OK(cx, nxt_forward(m, d, 0, 1, &before)));
+    lc.rank = 0;
+    CHECK(nxt_lora_attach(m, &lc) == NXT_ARGUMENT);
+    lc.rank = 4;
+    nxt_model_gradient_checkpointing(m, 1);
+    CHECK(OK(cx, nxt_lora_attach(m, &lc)));
+    CHECK(nxt_lora_attach(m, &lc) == NXT_ARGUMENT); /* once */
+    CHECK(OK(cx, nxt_forward(m, d, 0, 1, &after)) && before == after); /* B is zero */
+    if (OK(cx, nxt_trainer_create(&t, m, d, &c)))
+        while (!nxt_trainer_done(t) && OK(cx, nxt_trainer_step(t, &info))) {}
+    for (int64_t i = 0; i < nxt_param_count(m); i++) {
+        nxt_param_describe(m, i, &p);
+        CHECK(!p.trainable == !strstr(p.name, ".lora_"));
+        trained += p.trainable;
+    }
+    CHECK(trained > 0 && trained % 2 == 0);
+    CHECK(OK(cx, nxt_forward(m, d, 0, 1, &after)) && after < before);
+    nxt_trainer_destroy(t);
+    CHECK(OK(cx, nxt_model_save(m, scratch("lora"), NULL)));
+    CHECK(exists(scratch("lora"), "adapter_model.safetensors"));
+    CHECK(!exists(scratch("lora"), "model.safetensors"));
+    CHECK(OK(cx, nxt_lora_base(cx, scratch("lora"), &base)) && !strcmp(base, dir));
+    if (OK(cx, nxt_model_load(&loaded, cx, dir)) && OK(cx, nxt_lora_load(loaded, scratch("lora"))))
+        CHECK(OK(cx, nxt_forward(loaded, d, 0, 1, &again)) && again == after);
+    sc.merge = 1, sc.dtype = "f32";
+    CHECK(OK(cx, nxt_model_save(loaded, scratch("merged"), &sc)));
+    if (OK(cx, nxt_model_load(&merged, cx, scratch("merged"))))
+        CHECK(OK(cx, nxt_forward(merged, d, 0, 1, &plain)) && fabs(plain - after) < 1e-4);
+    CHECK(nxt_lora_load(merged, scratch("nowhere")) == NXT_IO);
+    CHECK(nxt_lora_base(cx, scratch("nowhere"), &base) == NXT_IO);
+    nxt_dataset_destroy(d);
+    nxt_tokenizer_destroy(tok);
+    nxt_model_destroy(m), nxt_model_destroy(loaded), nxt_model_destroy(merged);
+    nxt_context_destroy(cx);
+}
+
+/* What is frozen has no gradient and keeps its bits; the rest learns. */
+static void test_freeze(void) {
+    static float was[1 << 16], is[1 << 16];
+    const char *dir = micro_dir(), *file = scratch("micro/pairs.jsonl");
+    nxt_train_config c = fast_training(3);
+    nxt_data_config dc = nxt_data_config_default();
+    for (int others = 0; others < 2; others++) {
+        rig r = {.cx = plain_context()};
+        nxt_step_info info;
+        nxt_param_info p;
+        if (!OK(r.cx, nxt_model_load(&r.m, r.cx, dir))
+            || !OK(r.cx, nxt_tokenizer_load(&r.tok, r.cx, dir))
+            || !OK(r.cx, nxt_dataset_from_files(&r.d, r.tok, &file, 1, &dc)))
+            return;
+        CHECK(nxt_model_freeze(r.m, "layers.0,nothing", others) == NXT_ARGUMENT);
+        CHECK(OK(r.cx, nxt_model_freeze(r.m, "layers.0,bias", others)));
+        if (OK(r.cx, nxt_trainer_create(&r.t, r.m, r.d, &c)))
+            while (!nxt_trainer_done(r.t) && OK(r.cx, nxt_trainer_step(r.t, &info))) {}
+        CHECK(nxt_model_freeze(r.m, "layers.0", 0) == NXT_ARGUMENT); /* too late */
+        nxt_model *first;
+        if (!OK(r.cx, nxt_model_load(&first, r.cx, dir))) return;
+        for (int64_t i = 0; i < nxt_param_count(r.m); i++) {
+            nxt_param_describe(r.m, i, &p);
+            const int64_t n = p.rows * p.cols;
+            const int named = strstr(p.name, ".layers.0.") || strstr(p.name, ".bias");
+            if (n > 1 << 16 || !OK(r.cx, nxt_param_read(r.m, i, 0, n, is))
+                || !OK(r.cx, nxt_param_read(first, i, 0, n, was)))
+                continue;
+            CHECK(p.trainable == (named == others));
+            CHECK(!memcmp(was, is, (size_t)n * sizeof *is) == !p.trainable);
+        }
+        nxt_model_destroy(first);
+        rig_down(&r);
+    }
+}
+
 static void test_cancel(void) {
     nxt_train_config c = fast_training(8);
     nxt_eval_info e;
@@ -917,6 +1013,7 @@ static const test_row tests[] = {
     {"tokenizer", test_tokenizer}, {"model", test_model}, {"forward", test_forward},
     {"backward", test_backward}, {"profile", test_profile}, {"dataset", test_dataset},
     {"header_example", test_header_example}, {"trainer", test_trainer}, {"run", test_run},
+    {"adapters", test_adapters}, {"freeze", test_freeze},
     {"cancel", test_cancel}, {"all_reduce", test_all_reduce}, {"pico", test_pico},
     {"export", test_export},
 };

@@ -1206,6 +1206,68 @@ says '^adamw .* GB/s'
 same unprofiled/model.safetensors profiled/model.safetensors
 end
 
+# -- Adapters and frozen weights ----------------------------------------------------------------
+begin "adapters: trained, resumed, asked, merged"
+lora() {
+    run train --model model --data pairs.jsonl --max-steps 6 --save-steps 3 --learning-rate 1e-2 \
+        --lora-r 4 --lora-dropout 0.1 --lora-target-modules dense,query_key_value "$@"
+    status_is 0
+}
+lora --output-dir adapted
+holds adapted/adapter_model.safetensors
+lacks adapted/model.safetensors
+says 'the adapters are in adapted'
+holds adapted/checkpoint-3/optimizer.safetensors
+cp -r adapted/checkpoint-3 adapted-half
+lora --output-dir adapted2 --resume-from-checkpoint adapted-half
+same adapted/adapter_model.safetensors adapted2/adapter_model.safetensors
+run eval --json --adapter adapted --data pairs.jsonl
+status_is 0
+adapted=$(sed -n 's/.*"loss": \([0-9.]*\).*/\1/p' out)
+run eval --json --model model --data pairs.jsonl
+plain=$(sed -n 's/.*"loss": \([0-9.]*\).*/\1/p' out)
+run merge --adapter adapted --output-dir merged --dtype f32
+status_is 0
+run eval --json --model merged --data pairs.jsonl
+merged=$(sed -n 's/.*"loss": \([0-9.]*\).*/\1/p' out)
+awk "BEGIN { d = $adapted - $merged; exit !(d < 1e-4 && d > -1e-4 && $adapted < $plain) }" ||
+    wrong "losses: base $plain, adapted $adapted, merged $merged"
+run generate --adapter adapted --prompt a --max-new-tokens 2
+status_is 0
+run train --model model --adapter adapted --data pairs.jsonl --max-steps 1 --output-dir further
+status_is 0
+holds further/adapter_model.safetensors
+end
+
+begin "refused: adapters that fit nothing"
+run train --model model --data pairs.jsonl --output-dir refused --lora-r 4 \
+    --lora-target-modules c_attn
+status_is 1
+says 'no linear layer of the model ends in any of "c_attn"'
+run train --model model --data pairs.jsonl --output-dir refused --lora-dropout 0.1
+status_is 2
+says 'LoRA options need --lora-r'
+run eval --model model --adapter model --data pairs.jsonl
+status_is 1
+says 'model/adapter_config.json: cannot open'
+cp -r adapted other
+sed 's/"use_dora": false/"use_dora": true/' adapted/adapter_config.json > other/adapter_config.json
+run eval --model model --adapter other --data pairs.jsonl
+status_is 1
+says '"use_dora" is not supported'
+run merge --model model --output-dir refused
+status_is 2
+lacks refused
+end
+
+begin "frozen parameters"
+run train --model model --data pairs.jsonl --max-steps 2 --output-dir frozen --train-only layers.0
+status_is 0
+run train --model model --data pairs.jsonl --max-steps 2 --output-dir refused --freeze nonsense
+status_is 1
+says 'no parameter has "nonsense" in its name'
+end
+
 begin "bench"
 TMPDIR=$W/tmp; export TMPDIR; mkdir -p "$TMPDIR"
 run bench --json --config model/config.json --max-steps 1 --block-size 8

@@ -633,3 +633,37 @@ static void test_export_safetensors(void) {
     nxt_model_destroy(m);
     nxt_context_destroy(cx);
 }
+
+/* Adapters go into the weights: the file is that of the merged directory. */
+static void test_export_adapter(void) {
+    static const char *const cases[][2] = {{"neox-linear", "lora-neox"},
+                                           {"gpt2-plain", "lora-gpt2"},
+                                           {"llama-grouped", "lora-llama"}};
+    nxt_context *cx = test_context();
+    nxt_save_config save_whole = nxt_save_config_default();
+    char base[300], adapter[300], merged[300], one[400], two[400], plain[400];
+    snprintf(merged, sizeof merged, "%s", scratch("export-merged"));
+    snprintf(one, sizeof one, "%s/one.gguf", merged);
+    snprintf(two, sizeof two, "%s/two.gguf", merged);
+    snprintf(plain, sizeof plain, "%s/plain.gguf", merged);
+    save_whole.merge = 1;
+    for (i64 i = 0; i < COUNT(cases); i++) {
+        nxt_model *m = NULL, *again = NULL;
+        file_map a = {0}, b = {0}, c = {0};
+        snprintf(base, sizeof base, "tests/golden/%s", cases[i][0]);
+        snprintf(adapter, sizeof adapter, "tests/golden/%s", cases[i][1]);
+        if (OK(cx, nxt_model_load(&m, cx, base)) && OK(cx, nxt_model_export(m, plain, NULL))
+            && OK(cx, nxt_lora_load(m, adapter)) && OK(cx, nxt_model_export(m, one, NULL))
+            && OK(cx, nxt_model_save(m, merged, &save_whole))
+            && OK(cx, nxt_model_load(&again, cx, merged))
+            && OK(cx, nxt_model_export(again, two, NULL)) && OK(cx, file_map_open(cx, one, &a))
+            && OK(cx, file_map_open(cx, two, &b)) && OK(cx, file_map_open(cx, plain, &c))) {
+            CHECK(a.n == b.n && !memcmp(a.p, b.p, (size_t)a.n));
+            CHECK(a.n == c.n && memcmp(a.p, c.p, (size_t)a.n) != 0);
+        }
+        file_map_close(&a), file_map_close(&b), file_map_close(&c);
+        nxt_model_destroy(again);
+        nxt_model_destroy(m);
+    }
+    nxt_context_destroy(cx);
+}

@@ -22,11 +22,22 @@ static i32 *golden_ints(const golden *g, const char *name, i64 *count) {
     return (i32 *)(void *)golden_floats(g, name, count); /* four bytes each */
 }
 
+/* A model, or an adapter on the model that it names. */
 static bool golden_open(golden *g, nxt_context *cx, const char *name) {
     char path[256];
+    json *config;
+    arena a = {.cx = cx};
     *g = (golden){.cx = cx};
+    snprintf(path, sizeof path, "tests/golden/%s/adapter_config.json", name);
+    const bool adapter = path_exists(path);
+    const char *base = arena_print(&a, "tests/golden/%s", name);
+    if (adapter && OK(cx, json_read(&a, path, 1 << 20, &config)))
+        base = json_text(config, "base_model_name_or_path", "?");
+    const bool loaded = OK(cx, nxt_model_load(&g->m, cx, base));
+    arena_free(&a);
+    if (!loaded) return false;
     snprintf(path, sizeof path, "tests/golden/%s", name);
-    if (!OK(cx, nxt_model_load(&g->m, cx, path))) return false;
+    if (adapter && !OK(cx, nxt_lora_load(g->m, path))) return false;
     snprintf(path, sizeof path, "tests/golden/%s/golden.safetensors", name);
     return OK(cx, weights_open_file(cx, path, &g->file));
 }
@@ -80,6 +91,7 @@ static void check_gradients(golden *g, const nxt_dataset *d, i64 B) {
     free(expected);
     for (i64 i = 0; i < g->m->param_count; i++) {
         char name[256];
+        if (g->m->params[i].frozen) continue;
         snprintf(name, sizeof name, "grad.%s", g->m->params[i].name);
         expected = golden_floats(g, name, &n);
         if (!expected) continue;
@@ -170,6 +182,77 @@ static void test_golden_neo_window(void) { golden_at_every_level("neo-window"); 
 static void test_golden_llama_grouped(void) { golden_at_every_level("llama-grouped"); }
 static void test_golden_llama_tied(void) { golden_at_every_level("llama-tied"); }
 static void test_golden_qwen2(void) { golden_at_every_level("qwen2-tiny"); }
+
+/* Layers that run again in backward: the same gradients, bit for bit, from less memory. */
+static void check_recompute(nxt_context *cx, const char *name) {
+    golden g;
+    if (!golden_open(&g, cx, name)) return;
+    i64 n, elements = 0;
+    const tensor *t = weights_find(&g.file, "input_ids");
+    i32 *ids = golden_ints(&g, "input_ids", &n), *labels = golden_ints(&g, "labels", &n);
+    nxt_dataset *d = golden_data(&g, ids, labels, t->dim[0], t->dim[1]);
+    float *first = NULL;
+    double loss[2] = {0};
+    nxt_memory_plan plan[2];
+    for (int on = 0; on < 2; on++) {
+        nxt_model_gradient_checkpointing(g.m, on);
+        nxt_model_memory(g.m, n, 1, &plan[on]);
+        OK(cx, nxt_grad_zero(g.m));
+        OK(cx, nxt_backward(g.m, d, 0, t->dim[0], &loss[on]));
+        elements = g.m->trained;
+        if (!on) {
+            first = malloc((size_t)elements * sizeof *first);
+            memcpy(first, g.m->grads, (size_t)elements * sizeof *first);
+        }
+    }
+    CHECK(loss[0] == loss[1] && !memcmp(first, g.m->grads, (size_t)elements * sizeof *first));
+    CHECK(plan[1].activations < plan[0].activations);
+    free(first), free(ids), free(labels);
+    nxt_dataset_destroy(d);
+    golden_close(&g);
+}
+
+static void test_golden_recompute(void) {
+    static const char *const name[] = {"neox-parallel-025", "neox-variants", "gpt2-plain",
+                                       "neo-window", "llama-grouped", "lora-neox", "lora-llama"};
+    nxt_context *cx = test_context();
+    for (i64 i = 0; i < COUNT(name); i++) check_recompute(cx, name[i]);
+    nxt_context_destroy(cx);
+}
+
+/* PEFT's adapters: loaded, trained, merged. The base has no gradient. */
+static void check_merged(golden *g, nxt_context *cx) {
+    nxt_save_config c = nxt_save_config_default();
+    nxt_model *merged;
+    const char *dir = scratch("merged");
+    i64 n, compared = 0;
+    c.merge = 1;
+    if (!OK(cx, nxt_model_save(g->m, dir, &c)) || !OK(cx, nxt_model_load(&merged, cx, dir))) return;
+    for (i64 i = 0; i < merged->param_count; i++) {
+        char name[256];
+        snprintf(name, sizeof name, "merged.%s", merged->params[i].name);
+        if (!weights_find(&g->file, name)) continue;
+        float *want = golden_floats(g, name, &n), *got = malloc((size_t)n * sizeof *got);
+        OK(cx, nxt_param_read(merged, i, 0, n, got));
+        CHECK(worst_difference(got, want, n) < 1e-6);
+        compared++;
+        free(want), free(got);
+    }
+    CHECK(compared == (g->m->param_count - g->m->base_count) / 2);
+    nxt_model_destroy(merged);
+}
+
+static void test_golden_lora(void) {
+    static const char *const name[] = {"lora-neox", "lora-gpt2", "lora-llama"};
+    for (i64 i = 0; i < COUNT(name); i++) {
+        nxt_context *cx = test_context();
+        golden g;
+        if (golden_open(&g, cx, name[i])) check_merged(&g, cx);
+        golden_close(&g);
+        nxt_context_destroy(cx);
+        golden_at_every_level(name[i]);
+    }
+}
 
 /* The cache of every layout (windows, grouped heads, positions): tokens in pieces and one by one
  * give the logits of the whole text. */
@@ -286,6 +369,69 @@ static void check_config_row(nxt_context *cx, const json *row, const json *confi
     if (!good) printf("  config \"%s\" is read otherwise than by transformers\n", name);
 }
 
+/* The same for the other families: sizes, then per layer or per pair what follows from them. */
+static void check_family_row(nxt_context *cx, const json *row, const json *config) {
+    const json *e = json_get(row, "expect");
+    const char *name = json_text(row, "name", "?");
+    const family *f;
+    shape s = {0};
+    static bool local[1000];
+    if (!e || e->kind == JSON_NULL) { /* transformers refuses it */
+        const bool taken = config_shape(cx, name, config, &f, &s) == NXT_OK
+                           && (!s.window || config_local(config, s.L, local) == s.L);
+        CHECK(!taken);
+        return;
+    }
+    /* transformers takes these configs and fails later, or has what we refuse */
+    static const char *const odd[] = {"qwen2 old without num_attention_heads",
+                                      "qwen2 old without num_key_value_heads", "qwen2 sliding"};
+    for (i64 i = 0; i < COUNT(odd); i++)
+        if (!strcmp(name, odd[i])) {
+            CHECK(config_shape(cx, name, config, &f, &s) != NXT_OK);
+            return;
+        }
+    if (!OK(cx, config_shape(cx, name, config, &f, &s))) return;
+    nxt_act_kind act = NXT_RELU;
+    const json *scales = json_get(e, "scales"), *windows = json_get(e, "windows");
+    const json *frequencies = json_get(e, "frequencies");
+    const struct { const char *key; double value; } numbers[] = {
+        {"vocab_size", (double)s.V}, {"hidden_size", (double)s.C},
+        {"num_hidden_layers", (double)s.L}, {"num_attention_heads", (double)s.H},
+        {"max_position_embeddings", (double)s.T}, {"intermediate_size", (double)s.F},
+        {"bos_token_id", (double)s.bos}, {"eos_token_id", (double)s.eos},
+        {"num_key_value_heads", (double)s.G}, {"head_dim", (double)s.D},
+        {"pairs", (double)s.pairs}, {"rope_theta", (double)s.rope_base},
+        {"layer_norm_eps", (double)s.eps}, {"initializer_range", (double)s.init_std},
+        {"embed_dropout", (double)s.dropout[0]}, {"attention_dropout", (double)s.dropout[1]},
+        {"resid_dropout", (double)s.dropout[2]}};
+    const struct { const char *key; bool value; } flags[] = {
+        {"tie_word_embeddings", s.tied}, {"qkv_bias", s.qkv_bias}, {"output_bias", s.out_bias},
+        {"mlp_bias", s.mlp_bias}};
+    bool good = true;
+    for (i64 i = 0; i < COUNT(numbers); i++) {
+        const double want = json_number(e, numbers[i].key, numbers[i].value);
+        if (fabs(numbers[i].value - want) > 2e-6 * fabs(want))
+            good = false, printf("  %s: %g, not %g\n", numbers[i].key, numbers[i].value, want);
+    }
+    for (i64 i = 0; i < COUNT(flags); i++)
+        good &= flags[i].value == json_bool(e, flags[i].key, flags[i].value);
+    OK(cx, config_activation(cx, name, json_text(e, "hidden_act", ""), &act));
+    good &= act == s.act;
+    if (s.window) good &= config_local(config, s.L, local) == s.L;
+    for (i64 l = 0; l < s.L; l++) {
+        const double scale = (double)attention_scale(&s, l), window = (double)s.window;
+        if (scales) good &= fabs(json_item(scales, l) - scale) <= 1e-6 * scale;
+        if (windows) good &= json_item(windows, l) == (s.window && local[l] ? window : 0);
+    }
+    const i64 stride = ceil_div(s.pairs, 32);
+    for (i64 i = 0; frequencies && i < frequencies->count; i++) {
+        const double want = json_item(frequencies, i);
+        good &= fabs((double)rope_frequency(&s, i * stride) - want) <= 1e-6 * want;
+    }
+    CHECK(good);
+    if (!good) printf("  config \"%s\" is read otherwise than by transformers\n", name);
+}
+
 static void test_golden_configs(void) {
     nxt_context *cx = test_context();
     arena a = {.cx = cx};
@@ -302,7 +448,18 @@ static void test_golden_configs(void) {
             const json *config = file ? read : json_get(r, "config");
             if (config) check_config_row(cx, r, config), rows++;
         }
-    CHECK(rows > 30);
+    static const char *const family_rows[] = {"gpt2", "gpt_neo", "llama", "qwen2"};
+    for (i64 i = 0; rows && i < COUNT(family_rows); i++)
+        for (const json *r = json_get(all, family_rows[i])->first; r; r = r->next) {
+            const char *file = json_text(r, "file", NULL);
+            json *read = NULL;
+            if (file && data)
+                OK(cx, json_read(&a, arena_print(&a, "%s/configs/%s/config.json", data, file),
+                                 1 << 20, &read));
+            const json *config = file ? read : json_get(r, "config");
+            if (config) check_family_row(cx, r, config), rows++;
+        }
+    CHECK(rows > 150);
     arena_free(&a);
     nxt_context_destroy(cx);
 }

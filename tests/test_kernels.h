@@ -655,6 +655,36 @@ static void check_act(nxt_context *cx, int round) {
 static void test_op_act(void) { at_every_level(check_act, 25); }
 
 /* -- Rows: sums, copies, types ------------------------------------------------------------- */
+/* Every level keeps what the reference keeps, about as often as it should, and scales it. */
+static void check_dropout(nxt_context *cx, mat x, mat y0, mat inout) {
+    const i64 N = x.rows, C = x.cols;
+    const float rate = 0.25f;
+    mat y = sum_into(N, C), want = sum_into(N, C);
+    u64 *key = calloc((size_t)N, sizeof *key), site = (u64)between(0, 1000);
+    i64 kept = 0;
+    for (i64 n = 0; n < N; n++) key[n] = mix64((u64)n * 77 + site);
+    for (i64 i = 0; i < N * C; i++) {
+        put(y, i / C, i % C, element(y0, i / C, i % C));
+        put(want, i / C, i % C, element(y0, i / C, i % C));
+    }
+    cx->ops->dropout(cx->device, y, x, key, site, rate, 1);
+    ref_dropout(cx, want, x, key, site, rate, 1);
+    agree_mats("dropout, added", y, want, 1e-6);
+    cx->ops->dropout(cx->device, y, x, key, site, rate, 0);
+    for (i64 i = 0; i < N * C; i++) {
+        const float v = element(y, i / C, i % C), full = element(x, i / C, i % C) / (1 - rate);
+        kept += v != 0;
+        if (v != 0 && fabsf(v - full) > 1e-6f * fabsf(full)) complain("dropout", i, v, full);
+    }
+    const double spread = 5 * sqrt((double)(N * C) * 0.25 * 0.75);
+    if (fabs((double)kept - 0.75 * (double)(N * C)) > spread)
+        complain("kept", N * C, (double)kept, 0.75 * (double)(N * C));
+    for (i64 i = 0; i < N * C; i++) put(inout, i / C, i % C, element(x, i / C, i % C));
+    cx->ops->dropout(cx->device, inout, inout, key, site, rate, 0);
+    agree_mats("dropout in place", inout, y, 0);
+    free(key);
+}
+
 static void check_rows(nxt_context *cx, int round) {
     const i64 more = large_round(round) ? 5 : 1;
     const i64 N = between(1, 30 * more), M = between(1, 30 * more), C = between(1, 150 * more);
@@ -672,6 +702,8 @@ static void check_rows(nxt_context *cx, int round) {
     if (round % 2) cx->ops->mul(cx->device, inout, inout, a);
     else cx->ops->mul(cx->device, inout, a, inout);
     agree_mat("mul in place", inout, product, 2e-7);
+
+    check_dropout(cx, a, b, inout);
 
     i32 *rows = random_ids(M, N);
     cx->ops->gather(cx->device, gathered, a, rows);
