@@ -13541,10 +13541,12 @@ static int run_export(app *a) {
     options *o = &a->o;
     const nxt_export_config c = {o->format, o->r.dtype, o->r.tokenizer};
     if (!o->output) return complain(USAGE, "--output is missing");
-    if (o->format && choose_word("format", o->format, "gguf, safetensors") < 0) return USAGE;
-    if (o->r.dtype && choose_word("dtype", o->r.dtype, "f32, f16, bf16, q8-0, float32, float16, "
-                                  "bfloat16, fp16") < 0)
+    if (c.format && choose_word("format", c.format, "gguf, safetensors") < 0) return USAGE;
+    if (c.dtype && choose_word("dtype", c.dtype, "f32, f16, bf16, q8_0, float32, float16, "
+                               "bfloat16, fp16") < 0)
         return USAGE;
+    o->r.dtype = NULL; /* other commands do not know q8_0 */
+    DO(settle_options(o));
     DO(find_model(a));
     if (file_exists(o->output, ""))
         return complain(FAILED, "%s: is there already and is not replaced", o->output);

@@ -1228,6 +1228,10 @@ run eval --json --model model --data pairs.jsonl
 plain=$(sed -n 's/.*"loss": \([0-9.]*\).*/\1/p' out)
 run merge --adapter adapted --output-dir merged --dtype f32
 status_is 0
+run export --model merged --output gguf/merged.gguf
+run export --adapter adapted --model model --output gguf/adapted.gguf --dtype f32
+status_is 0
+same gguf/adapted.gguf gguf/merged.gguf
 run eval --json --model merged --data pairs.jsonl
 merged=$(sed -n 's/.*"loss": \([0-9.]*\).*/\1/p' out)
 awk "BEGIN { d = $adapted - $merged; exit !(d < 1e-4 && d > -1e-4 && $adapted < $plain) }" ||
