@@ -5715,9 +5715,13 @@ nxt_status nxt_options_read(nxt_context *cx, const char *path,
  * tokens of these bytes, if the vocabulary has them: GPT-NeoX's has no token for the 13 bytes
  * that UTF-8 never uses, and what has no token is dropped.
  *
- * Another family of tokenizers is another piece at a station: a normaliser in normalise(),
- * a cutter beside split_gpt2, other first symbols in first_symbols. What is not here is
- * refused by name when it is loaded.
+ * Other families have other pieces at the stations. Llama 3 and Qwen cut by other patterns.
+ * Llama 2's, which SentencePiece made [Kudo18], cuts nothing: a space is a letter like any
+ * other, written U+2581 in its files, every text begins with one, symbols are characters,
+ * and only a character without a token is spelt in bytes. What is not here is refused by
+ * name when it is loaded.
+ *
+ *     Once upon      ->  [ Once] [ upon]           SentencePiece: the first word has its space
  */
 enum { UNICODE_RUNS = 2283, UNICODE_PAIRS = 2060, UNICODE_COMPOSED = 940 };
 
@@ -5793,6 +5797,12 @@ typedef struct token_list {
  * the letters from U+0100 on. The bounds are many times what any tokenizer has. */
 enum { ALPHABET = 0x100 + 68, MOST_TOKENS = 1 << 22, MOST_BYTES = 1 << 28 };
 
+/* Where a space is put in front: nowhere; of every text between added tokens that has none
+ * yet; of it if it is the first; of every such text, whatever it begins with. */
+typedef enum prefix_kind {
+    PREFIX_NONE, PREFIX_MISSING, PREFIX_FIRST, PREFIX_ALWAYS
+} prefix_kind;
+
 struct nxt_tokenizer {
     nxt_context *cx;
     arena memory;          /* of everything that does not grow */
@@ -5810,7 +5820,11 @@ struct nxt_tokenizer {
     pair_map merges;       /* (left id, right id) -> rank */
     i32 *merged;           /* rank -> id of the two together */
     i32 unknown;           /* stands for bytes without a token; -1: these are dropped */
-    bool fuse_unknown, ignore_merges, form_c, prefix_space;
+    bool fuse_unknown, ignore_merges, form_c;
+    bool characters;       /* SentencePiece: symbols are characters, not bytes */
+    bool adds_bos;         /* the model wants bos in front of a text */
+    prefix_kind prefix;    /* when a space is put in front */
+    i64 segment;           /* where the text at work begins in the whole */
     i64 (*split)(const nxt_tokenizer *t, const u8 *p, i64 at, i64 n);
     matcher raw, normal;   /* added tokens: looked for before and after normalising */
     i32 eos, bos;
@@ -6034,6 +6048,14 @@ static i64 compose_all(const nxt_tokenizer *t, u32 *point, i64 n) {
     return kept;
 }
 
+/* What is written begin..end in t->text now ended at `original` before. */
+static nxt_status note_change(nxt_tokenizer *t, i64 begin, i64 end, i64 original) {
+    TRY(mem_grow(t->cx, &t->change, t->changes, t->changes + 1, &t->change_capacity,
+                 sizeof *t->change));
+    t->change[t->changes++] = (text_change){begin, end, original};
+    return NXT_OK;
+}
+
 /* Adds the normal form of p[0, n) to t->text and notes whether it is a change. p is valid
  * UTF-8 and does not react with what is around it; it ends at `original` in its text. */
 static nxt_status normalise_cluster(nxt_tokenizer *t, const u8 *p, i64 n, i64 original) {
@@ -6052,10 +6074,33 @@ static nxt_status normalise_cluster(nxt_tokenizer *t, const u8 *p, i64 n, i64 or
     }
     TRY(t->text.status);
     if (t->text.n - begin == n && !memcmp(t->text.p + begin, p, (size_t)n)) return NXT_OK;
-    TRY(mem_grow(t->cx, &t->change, t->changes, t->changes + 1, &t->change_capacity,
-                 sizeof *t->change));
-    t->change[t->changes++] = (text_change){begin, t->text.n, original};
-    return NXT_OK;
+    return note_change(t, begin, t->text.n, original);
+}
+
+/* SentencePiece's letter for a space. Files and texts may hold it; here both have the space,
+ * so that a token's text is what it says. */
+static const char space_letter[] = "\xe2\x96\x81";
+
+/* A space in front of everything, and spaces for the letters that stand for one. */
+static nxt_status normalise_spaces(nxt_tokenizer *t, const u8 **text, i64 *length) {
+    const char *p = (const char *)*text, *end = p + *length;
+    const char *letter = memmem(p, (size_t)*length, space_letter, 3);
+    const bool prefix = t->prefix == PREFIX_ALWAYS && *length > 0;
+    if (!letter && !prefix) return NXT_OK;
+    if (prefix) {
+        buffer_add(&t->text, " ", 1);
+        TRY(note_change(t, 0, 1, 0));
+    }
+    for (; letter; letter = memmem(p, (size_t)(end - p), space_letter, 3)) {
+        buffer_add(&t->text, p, letter - p);
+        buffer_add(&t->text, " ", 1);
+        p = letter + 3;
+        TRY(note_change(t, t->text.n - 1, t->text.n, p - (const char *)*text));
+    }
+    buffer_add(&t->text, p, end - p);
+    *text = (const u8 *)t->text.p;
+    *length = t->text.n;
+    return t->text.status;
 }
 
 /* Replaces *text by its normal form, in t->text, if that differs; else there is no copy.
@@ -6067,6 +6112,7 @@ static nxt_status normalise(nxt_tokenizer *t, const u8 **text, i64 *length) {
     i64 copied = 0, at = t->form_c ? skip(t, p, 0, n, LOOK, 0) : n;
     t->changes = 0;
     t->text.n = 0;
+    if (t->characters) return normalise_spaces(t, text, length);
     if (at == n) return NXT_OK;
     for (i64 end; at < n; at = skip(t, p, end, n, LOOK, 0)) {
         int size;
@@ -6105,6 +6151,15 @@ static i64 original_end(const nxt_tokenizer *t, i64 at) {
  * engine would spend more time here than all the rest takes.
  */
 
+/* White space from p[at] on that no word takes: all of it at the end of the text, else all but the
+ * last character ("\s+(?!\S)|\s+"). */
+static i64 split_spaces(const nxt_tokenizer *t, const u8 *p, i64 at, i64 end, i64 n) {
+    int size;
+    if (end == n) return end;
+    (void)t, (void)point_before(p, end, &size);
+    return end - size > at ? end - size : end;
+}
+
 /* The end of the word that starts at p[at]. The first of these that matches [Radford19]:
  *     's|'t|'re|'ve|'m|'ll|'d| ?\p{L}+| ?\p{N}+| ?[^\s\p{L}\p{N}]+|\s+(?!\S)|\s+
  * The last but one says: of white space before a word the last character is left out. If it
@@ -6119,9 +6174,69 @@ static i64 split_gpt2(const nxt_tokenizer *t, const u8 *p, i64 at, i64 n) {
     const i64 first = at + (p[at] == ' ' && at + 1 < n);
     const u32 class = property_at(t, p + first, n - first, &size) & CLASS;
     const i64 end = skip(t, p, first + size, n, CLASS, class);
-    if (class != SPACE || end == n) return end;
-    (void)point_before(p, end, &size);
-    return end - size > at ? end - size : end;
+    return class == SPACE ? split_spaces(t, p, at, end, n) : end;
+}
+
+/* 's, 't, 're, ... in any case, from the apostrophe at p[at]; 0: none. The long s (U+017F) is
+ * an s to who ignores case. */
+static i64 contraction(const u8 *p, i64 n) {
+    const u8 a = n > 1 ? p[1] | 0x20 : 0, b = n > 2 ? p[2] | 0x20 : 0;
+    if (a == 's' || a == 't' || a == 'm' || a == 'd') return 2;
+    if (n > 2 && p[1] == 0xc5 && p[2] == 0xbf) return 3;
+    return ((a == 'r' || a == 'v') && b == 'e') || (a == 'l' && b == 'l') ? 3 : 0;
+}
+
+/* Llama 3's pattern, and with one digit at a time Qwen's:
+ *     (?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}{1,3}
+ *     | ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+
+ * A word takes one character of whatever is before it, symbols take the line ends behind
+ * them, and white space is cut behind its last line end. */
+static i64 split_digits(const nxt_tokenizer *t, const u8 *p, i64 at, i64 n, int digits) {
+    int size, next_size;
+    const u32 class = property_at(t, p + at, n - at, &size) & CLASS;
+    const i64 next = at + size, short_word = p[at] == '\'' ? contraction(p + at, n - at) : 0;
+    const u32 after = next < n ? property_at(t, p + next, n - next, &next_size) & CLASS : SPACE;
+    const bool line_end = p[at] == '\r' || p[at] == '\n';
+    if (short_word) return at + short_word;
+    if (class == LETTER) return skip(t, p, next, n, CLASS, LETTER);
+    if (after == LETTER && class != NUMBER && !line_end)
+        return skip(t, p, next, n, CLASS, LETTER);
+    if (class == NUMBER) {
+        i64 end = next;
+        while (--digits > 0 && end < n
+               && (property_at(t, p + end, n - end, &size) & CLASS) == NUMBER)
+            end += size;
+        return end;
+    }
+    if (class == SYMBOL || (p[at] == ' ' && after == SYMBOL)) {
+        i64 end = skip(t, p, class == SYMBOL ? at : next, n, CLASS, SYMBOL);
+        while (end < n && (p[end] == '\r' || p[end] == '\n')) end++;
+        return end;
+    }
+    const i64 end = skip(t, p, at, n, CLASS, SPACE);
+    for (i64 i = end; i > at; i--)
+        if (p[i - 1] == '\r' || p[i - 1] == '\n') return i;
+    return split_spaces(t, p, at, end, n);
+}
+static i64 split_llama3(const nxt_tokenizer *t, const u8 *p, i64 at, i64 n) {
+    return split_digits(t, p, at, n, 3);
+}
+static i64 split_qwen2(const nxt_tokenizer *t, const u8 *p, i64 at, i64 n) {
+    return split_digits(t, p, at, n, 1);
+}
+
+/* Before every space: Metaspace, with "split". */
+static i64 split_each_space(const nxt_tokenizer *t, const u8 *p, i64 at, i64 n) {
+    (void)t;
+    const u8 *space = at + 1 < n ? memchr(p + at + 1, ' ', (size_t)(n - at - 1)) : NULL;
+    return space ? space - p : n;
+}
+
+/* Before the spaces that follow something else. Where no token has a space behind another
+ * character no merge crosses such a place, and a text may be cut there without a trace. */
+static i64 split_between(const nxt_tokenizer *t, const u8 *p, i64 at, i64 n) {
+    while (at < n && p[at] == ' ') at++;
+    return at < n ? split_each_space(t, p, at, n) : n;
 }
 
 /* For files that say "use_regex": false. */
@@ -6233,20 +6348,31 @@ static void heap_push(const nxt_tokenizer *t, long_word *w, i32 i) {
     w->heap[at] = entry;
 }
 
-/* The symbols of p[0, n), one a byte; bytes without a token become the unknown token (one
- * for a run of them under fuse_unknown) or nothing. Returns how many. */
+/* Appends a symbol that ends at `end` to s, which has *count. */
+static void add_symbol(symbol *s, i32 *count, i32 id, i32 end) {
+    s[*count] = (symbol){id, *count - 1, *count + 1, end};
+    ++*count;
+}
+
+/* The symbols of p[0, n): bytes, or characters, which are spelt in bytes when they have no token
+ * and all their bytes have one. What has neither becomes the unknown token (one for a run of
+ * them under fuse_unknown) or nothing. Returns how many. */
 static i32 first_symbols(const nxt_tokenizer *t, const u8 *p, i64 n, symbol *s) {
     i32 count = 0;
     bool fuse = false;
-    for (i32 i = 0; i < n; i++) {
-        const i32 id = t->byte_id[p[i]];
-        if (id < 0 && t->unknown < 0) continue;
-        if (id >= 0 || !fuse) {
-            s[count] = (symbol){id < 0 ? t->unknown : id, count - 1, count + 1, 0};
-            count++;
-        }
-        s[count - 1].end = i + 1;
-        fuse = id < 0 && t->fuse_unknown;
+    for (i32 i = 0, size = 1; i < n; i += size) {
+        size = 1;
+        if (t->characters) (void)point_at(p + i, n - i, &size);
+        const i32 end = i + size;
+        const i32 id = t->characters ? find_token(t, p + i, size, 0) : t->byte_id[p[i]];
+        bool spelt = id < 0 && t->characters;
+        for (i32 k = i; k < end; k++) spelt &= t->byte_id[p[k]] >= 0;
+        if (id >= 0) add_symbol(s, &count, id, end);
+        else if (spelt)
+            for (i32 k = i; k < end; k++) add_symbol(s, &count, t->byte_id[p[k]], k + 1);
+        else if (t->unknown >= 0 && !fuse) add_symbol(s, &count, t->unknown, end);
+        else if (count) s[count - 1].end = end;
+        fuse = id < 0 && !spelt && t->fuse_unknown && t->unknown >= 0;
     }
     if (count) s[count - 1].next = -1;
     return count;
@@ -6290,6 +6416,18 @@ static nxt_status merge_long(nxt_tokenizer *t, const u8 *p, i64 n, i64 start) {
     return status;
 }
 
+static void keep_word(known_word *w, const u64 *key, const i32 *id, i64 count) {
+    memcpy(w->key, key, sizeof w->key);
+    memcpy(w->id, id, (size_t)count * sizeof *id);
+    w->count = (i32)count;
+}
+
+static bool holds(const i32 *id, i64 n, i32 wanted) {
+    for (i64 i = 0; i < n; i++)
+        if (id[i] == wanted) return true;
+    return false;
+}
+
 /* Adds the ids of p[0, n), a word that starts at byte `start` of its text. Most words of a
  * text were there before, so a cache answers: direct-mapped, each word has one place. */
 static nxt_status encode_word(nxt_tokenizer *t, const u8 *p, i64 n, i64 start) {
@@ -6308,13 +6446,16 @@ static nxt_status encode_word(nxt_tokenizer *t, const u8 *p, i64 n, i64 start) {
         count = w->count;
     } else {
         count = t->ignore_merges && (*id = find_token(t, p, n, 0)) >= 0 ? 1
-                : n <= SHORT ? merge_short(t, p, n, id) : -1;
-        if (count < 0) return merge_long(t, p, n, start);
-        if (w && count <= WORD_IDS) {
-            memcpy(w->key, key, sizeof key);
-            memcpy(w->id, id, (size_t)count * sizeof *id);
-            w->count = (i32)count;
+                : n <= SHORT && !t->characters ? merge_short(t, p, n, id) : -1;
+        if (count < 0) {
+            const i64 before = t->out->n;
+            TRY(merge_long(t, p, n, start));
+            count = t->out->n - before;
+            if (w && t->characters && count <= WORD_IDS && !holds(id, count, t->unknown))
+                keep_word(w, key, id, count);
+            return NXT_OK;
         }
+        if (w && count <= WORD_IDS) keep_word(w, key, id, count);
     }
     for (i64 i = 0; t->want_ends && i < count; i++) {
         start += t->token[id[i]].length;
@@ -6434,7 +6575,8 @@ static nxt_status encode_around(nxt_tokenizer *t, const matcher *m, encode_fn be
 /* Text without added tokens. "add_prefix_space" makes the first word look like all others, which
  * have their space in front. */
 static nxt_status encode_words(nxt_tokenizer *t, const u8 *p, i64 n, i64 start) {
-    if (t->prefix_space && p[0] != ' ') {
+    const bool first = t->segment + start == 0;
+    if ((t->prefix == PREFIX_MISSING || (t->prefix == PREFIX_FIRST && first)) && p[0] != ' ') {
         t->prefixed.n = 0;
         buffer_add(&t->prefixed, " ", 1);
         buffer_add(&t->prefixed, p, n);
@@ -6453,6 +6595,7 @@ static nxt_status encode_words(nxt_tokenizer *t, const u8 *p, i64 n, i64 start) 
 /* Text that may hold added tokens of the normalised kind. */
 static nxt_status encode_raw(nxt_tokenizer *t, const u8 *p, i64 n, i64 start) {
     const i64 first = t->out->n;
+    t->segment = start;
     TRY(normalise(t, &p, &n));
     TRY(encode_around(t, &t->normal, encode_words, p, n, 0));
     for (i64 i = first; t->want_ends && i < t->out->n; i++)
@@ -6518,12 +6661,35 @@ static i64 to_bytes(const nxt_tokenizer *t, const char *text, i64 n, u8 *out) {
     return bytes;
 }
 
+/* A text of SentencePiece's with spaces for the letters that stand for them; returns its length. */
+static i64 to_spaces(const char *text, i64 n, u8 *out) {
+    i64 bytes = 0;
+    for (i64 i = 0; i < n; i++) {
+        const bool space = n - i >= 3 && !memcmp(text + i, space_letter, 3);
+        out[bytes++] = space ? ' ' : (u8)text[i];
+        i += space ? 2 : 0;
+    }
+    return bytes;
+}
+
+/* The byte that "<0x0A>" is spelt for; -1: another text. */
+static int spelt_byte(const char *name, i64 n) {
+    static const char digits[] = "0123456789ABCDEF";
+    if (n != 6 || memcmp(name, "<0x", 3) || name[5] != '>') return -1;
+    const char *high = strchr(digits, name[3]), *low = strchr(digits, name[4]);
+    return high && low && *high && *low ? (int)((high - digits) * 16 + (low - digits)) : -1;
+}
+
 /* The row that a name of the file has or would have: in bytes, or VERBATIM, as it stands, when
  * that is asked for or other letters are in it. Its text is new, in this arena. */
 static nxt_status name_row(const nxt_tokenizer *t, arena *a, const char *name, i64 n,
                            bool verbatim, token_row *k) {
     u8 *text = (u8 *)arena_text(a, name, (size_t)n);
     if (!text) return NXT_MEMORY;
+    if (t->characters) {
+        *k = (token_row){text, (u32)to_spaces(name, n, text), verbatim ? VERBATIM : 0};
+        return NXT_OK;
+    }
     const i64 bytes = verbatim ? -1 : to_bytes(t, name, n, text);
     if (bytes < 0) memcpy(text, name, (size_t)n); /* again: some may have been replaced */
     *k = (token_row){text, (u32)(bytes < 0 ? n : bytes), bytes < 0 ? VERBATIM : 0};
@@ -6548,14 +6714,22 @@ static nxt_status load_vocabulary(nxt_tokenizer *t, const json *words, i64 added
     t->token = arena_get(&t->memory, (size_t)t->rows * sizeof *t->token);
     if (!t->token) return NXT_MEMORY;
     TRY(pair_map_create(&t->memory, words->count + added, &t->dictionary));
+    for (int b = 0; b < 256; b++) t->byte_id[b] = -1;
     for (const json *w = words->first; w; w = w->next) {
         const i32 id = (i32)w->number;
         TRY(name_row(t, &t->memory, w->key, w->key_length, false, &k));
         if (t->token[id].text)
             return fail(t->cx, NXT_FORMAT, "%s: two tokens have the id %d", t->path, id);
-        set_token(t, id, &k);
+        const int byte = t->characters ? spelt_byte(w->key, w->key_length) : -1;
+        if (byte < 0) set_token(t, id, &k);
+        else { /* a byte is not its character: the dictionary does not know it */
+            *(u8 *)(uintptr_t)k.text = (u8)byte;
+            t->token[id] = (token_row){k.text, 1, VERBATIM};
+            t->byte_id[byte] = id;
+        }
     }
-    for (int b = 0; b < 256; b++) t->byte_id[b] = find_token(t, &(u8){(u8)b}, 1, 0);
+    for (int b = 0; b < 256 && !t->characters; b++)
+        t->byte_id[b] = find_token(t, &(u8){(u8)b}, 1, 0);
     return NXT_OK;
 }
 
@@ -6564,8 +6738,11 @@ static nxt_status load_merge(nxt_tokenizer *t, u32 rank, const char *left, i64 l
                              const char *right, i64 right_length) {
     u8 *text = arena_get(&t->scratch, (size_t)(left_length + right_length));
     if (!text) return NXT_MEMORY;
-    i64 a = to_bytes(t, left, left_length, text);
-    i64 b = a < 0 ? -1 : to_bytes(t, right, right_length, text + a);
+    const bool spaces = t->characters;
+    i64 a = spaces ? to_spaces(left, left_length, text) : to_bytes(t, left, left_length, text);
+    i64 b = a < 0    ? -1
+            : spaces ? to_spaces(right, right_length, text + a)
+                     : to_bytes(t, right, right_length, text + a);
     if (b < 0) return NXT_OK; /* no text can come to this merge */
     const i32 x = find_token(t, text, a, 0), y = find_token(t, text + a, b, 0);
     const i32 both = find_token(t, text, a + b, 0);
@@ -6574,6 +6751,8 @@ static nxt_status load_merge(nxt_tokenizer *t, u32 rank, const char *left, i64 l
                     "vocabulary: %.60s", t->path, rank + 1, left);
     pair_put(&t->merges, (u32)x, (u32)y, rank);
     if (a == 1 && b == 1) t->byte_rank[text[0] << 8 | text[1]] = rank;
+    for (i64 i = 1; i < a + b && t->split == split_between; i++) /* a space behind something */
+        if (text[i] == ' ' && text[i - 1] != ' ') t->split = split_nothing;
     t->merged[rank] = both;
     return NXT_OK;
 }
@@ -6612,8 +6791,8 @@ static nxt_status load_model(nxt_tokenizer *t, const json *model, i64 added) {
         *json_text(model, "continuing_subword_prefix", "") ? "continuing_subword_prefix"
         : *json_text(model, "end_of_word_suffix", "")      ? "end_of_word_suffix"
         : json_number(model, "dropout", 0) != 0            ? "dropout"
-        : json_bool(model, "byte_fallback", false)         ? "byte_fallback"
-                                                           : NULL;
+        : json_bool(model, "byte_fallback", false) && !t->characters ? "byte_fallback"
+                                                                     : NULL;
     if (refused) return fail_unsupported(t, "the BPE setting", refused, "BPE without it");
     t->fuse_unknown = json_bool(model, "fuse_unk", false);
     t->ignore_merges = json_bool(model, "ignore_merges", false);
@@ -6626,19 +6805,119 @@ static nxt_status load_model(nxt_tokenizer *t, const json *model, i64 added) {
     return load_merges(t, json_get(model, "merges"));
 }
 
-/* The step `known` of a station, alone or alone in a Sequence; *out NULL: there is none. */
-static nxt_status load_step(nxt_tokenizer *t, const char *station, const json *v,
-                            const char *members, const char *known, const json **out) {
-    *out = NULL;
-    if (!v || v->kind == JSON_NULL) return NXT_OK;
+/* The steps of a station, of which there are at most `most`: alone, or in a Sequence. */
+static nxt_status load_steps(nxt_tokenizer *t, const char *station, const json *v,
+                             const char *members, const json **step, i64 most) {
     const bool sequence = !strcmp(json_text(v, "type", ""), "Sequence");
     const json *list = sequence ? json_get(v, members) : NULL;
+    i64 n = 0;
+    memset(step, 0, (size_t)most * sizeof *step);
+    if (!v || v->kind == JSON_NULL) return NXT_OK;
     for (v = sequence ? (list ? list->first : NULL) : v; v; v = sequence ? v->next : NULL) {
-        const char *type = json_text(v, "type", "without type");
-        if (*out || strcmp(type, known)) return fail_unsupported(t, station, type, known);
-        *out = v;
+        if (n == most)
+            return fail_unsupported(t, station, "of more steps", most == 1 ? "one" : "two");
+        step[n++] = v;
     }
     return NXT_OK;
+}
+
+static bool is_type(const json *step, const char *type) {
+    return step && !strcmp(json_text(step, "type", ""), type);
+}
+
+static const char *type_of(const json *step) {
+    return step ? json_text(step, "type", "without type") : "null";
+}
+
+/* Nothing, NFC, or SentencePiece's two steps: a space in front, the letter for spaces. */
+static nxt_status load_normalizer(nxt_tokenizer *t, const json *v) {
+    const json *step[2];
+    TRY(load_steps(t, "the normalizer", v, "normalizers", step, 2));
+    t->form_c = is_type(step[0], "NFC");
+    if (!step[0] || (t->form_c && !step[1])) return NXT_OK;
+    const json *from = step[1] ? json_get(step[1], "pattern") : NULL;
+    if (is_type(step[0], "Prepend") && !strcmp(json_text(step[0], "prepend", ""), space_letter)
+        && is_type(step[1], "Replace") && !strcmp(json_text(from, "String", ""), " ")
+        && !strcmp(json_text(step[1], "content", ""), space_letter)) {
+        t->prefix = PREFIX_ALWAYS;
+        return NXT_OK;
+    }
+    return fail_unsupported(t, "the normalizer", type_of(step[t->form_c]),
+                            "NFC, or Prepend and Replace of SentencePiece");
+}
+
+/* The patterns we have a scanner for. A pattern engine is not here: a pattern that is almost one
+ * of these is refused. */
+static nxt_status load_split(nxt_tokenizer *t, const json *split, const json *bytes) {
+    static const struct {
+        const char *pattern;
+        i64 (*split)(const nxt_tokenizer *t, const u8 *p, i64 at, i64 n);
+    } known[] = {
+        {"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\\r\\n\\p{L}\\p{N}]?\\p{L}+|\\p{N}{1,3}| ?[^\\s\\p{L}"
+         "\\p{N}]+[\\r\\n]*|\\s*[\\r\\n]+|\\s+(?!\\S)|\\s+", split_llama3},
+        {"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\\r\\n\\p{L}\\p{N}]?\\p{L}+|\\p{N}| ?[^\\s\\p{L}\\p{N}]+"
+         "[\\r\\n]*|\\s*[\\r\\n]+|\\s+(?!\\S)|\\s+", split_qwen2},
+        {"'s|'t|'re|'ve|'m|'ll|'d| ?\\p{L}+| ?\\p{N}+| ?[^\\s\\p{L}\\p{N}]+|\\s+(?!\\S)|\\s+",
+         split_gpt2},
+    };
+    const char *pattern = json_text(json_get(split, "pattern"), "Regex", "");
+    t->split = NULL;
+    for (i64 i = 0; i < COUNT(known); i++)
+        if (!strcmp(pattern, known[i].pattern)) t->split = known[i].split;
+    if (!t->split || strcmp(json_text(split, "behavior", ""), "Isolated")
+        || json_bool(split, "invert", false))
+        return fail_unsupported(t, "the pattern", pattern, "GPT-2's, Llama 3's or Qwen 2's");
+    if (!is_type(bytes, "ByteLevel") || json_bool(bytes, "use_regex", true)
+        || json_bool(bytes, "add_prefix_space", true))
+        return fail_unsupported(t, "the pre-tokenizer", type_of(bytes),
+                                "Split with ByteLevel, without a pattern of its own,");
+    return NXT_OK;
+}
+
+static nxt_status load_metaspace(nxt_tokenizer *t, const json *step) {
+    const bool old = json_bool(step, "add_prefix_space", true);
+    const char *scheme = json_text(step, "prepend_scheme", old ? "always" : "never");
+    if (strcmp(json_text(step, "replacement", space_letter), space_letter))
+        return fail_unsupported(t, "the replacement", json_text(step, "replacement", ""), "U+2581");
+    t->prefix = !strcmp(scheme, "always")  ? PREFIX_MISSING
+                : !strcmp(scheme, "first") ? PREFIX_FIRST
+                                           : PREFIX_NONE;
+    t->split = json_bool(step, "split", true) ? split_each_space : split_between;
+    t->characters = true;
+    return NXT_OK;
+}
+
+/* Bytes or characters, and what cuts them. */
+static nxt_status load_pre_tokenizer(nxt_tokenizer *t, const json *v) {
+    const json *step[2];
+    TRY(load_steps(t, "the pre-tokenizer", v, "pretokenizers", step, 2));
+    if (!step[0] && t->prefix == PREFIX_ALWAYS) { /* SentencePiece: whole texts */
+        t->split = split_between, t->characters = true;
+        return NXT_OK;
+    }
+    if (is_type(step[0], "Split")) return load_split(t, step[0], step[1]);
+    if (is_type(step[0], "Metaspace") && !step[1] && t->prefix == PREFIX_NONE)
+        return load_metaspace(t, step[0]);
+    if (!is_type(step[0], "ByteLevel") || step[1])
+        return fail_unsupported(t, "the pre-tokenizer", type_of(step[step[1] != NULL]),
+                                "ByteLevel, Split with ByteLevel, or Metaspace");
+    t->prefix = json_bool(step[0], "add_prefix_space", true) ? PREFIX_MISSING : PREFIX_NONE;
+    t->split = json_bool(step[0], "use_regex", true) ? split_gpt2 : split_nothing;
+    return NXT_OK;
+}
+
+/* Whether a text gets bos in front: a template whose first item is a special token. */
+static void load_template(nxt_tokenizer *t, const json *v) {
+    const bool sequence = is_type(v, "Sequence");
+    const json *list = sequence ? json_get(v, "processors") : NULL;
+    for (v = sequence ? (list ? list->first : NULL) : v; v; v = sequence ? v->next : NULL) {
+        const json *single = is_type(v, "TemplateProcessing") ? json_get(v, "single") : NULL;
+        const json *item = single ? json_get(single->first, "SpecialToken") : NULL;
+        const char *name = json_text(item, "id", NULL);
+        if (!name) continue;
+        t->bos = nxt_token_id(t, name);
+        t->adds_bos = t->bos >= 0;
+    }
 }
 
 /* The id of an added token: its row of the vocabulary, or of an added token before it, or the
@@ -6701,17 +6980,13 @@ static nxt_status load_added(nxt_tokenizer *t, const json *list, i64 vocabulary)
  * in normalised text, so they come last. */
 static nxt_status load_tokenizer(nxt_tokenizer *t, const json *root) {
     const json *model = json_get(root, "model"), *words = json_get(model, "vocab");
-    const json *added = json_get(root, "added_tokens"), *step;
-    TRY(load_step(t, "the normalizer", json_get(root, "normalizer"), "normalizers", "NFC",
-                  &step));
-    t->form_c = step != NULL;
-    TRY(load_step(t, "the pre-tokenizer", json_get(root, "pre_tokenizer"), "pretokenizers",
-                  "ByteLevel", &step));
-    if (!step) return fail_unsupported(t, "the pre-tokenizer", "null", "ByteLevel");
-    t->prefix_space = json_bool(step, "add_prefix_space", true);
-    t->split = json_bool(step, "use_regex", true) ? split_gpt2 : split_nothing;
+    const json *added = json_get(root, "added_tokens");
+    TRY(load_normalizer(t, json_get(root, "normalizer")));
+    TRY(load_pre_tokenizer(t, json_get(root, "pre_tokenizer")));
     TRY(load_model(t, model, added ? added->count : 0));
-    return load_added(t, added, words->count);
+    TRY(load_added(t, added, words->count));
+    load_template(t, json_get(root, "post_processor"));
+    return NXT_OK;
 }
 
 /* GPT-2's own two files are rewritten as a tokenizer.json that also says what they leave to
@@ -6753,6 +7028,8 @@ static nxt_status load_specials(nxt_tokenizer *t, const char *path) {
         const char *name = json_text(root, key, json_text(json_get(root, key), "content", NULL));
         if (name) *(bos ? &t->bos : &t->eos) = nxt_token_id(t, name);
     }
+    const bool adds = json_bool(root, "add_bos_token", t->adds_bos); /* SentencePiece's say so */
+    if (t->characters) t->adds_bos = adds && t->bos >= 0;
     return NXT_OK;
 }
 
@@ -6855,6 +7132,11 @@ int32_t nxt_token_id(const nxt_tokenizer *tok, const char *text) {
 int32_t nxt_tokenizer_size(const nxt_tokenizer *tok) { return tok->size; }
 int32_t nxt_tokenizer_eos(const nxt_tokenizer *tok) { return tok->eos; }
 int32_t nxt_tokenizer_bos(const nxt_tokenizer *tok) { return tok->bos; }
+int nxt_tokenizer_adds_bos(const nxt_tokenizer *tok) { return tok->adds_bos; }
+
+int nxt_tokenizer_adds_space(const nxt_tokenizer *tok) {
+    return tok->characters && tok->prefix != PREFIX_NONE;
+}
 
 int nxt_token_is_special(const nxt_tokenizer *tok, int32_t id) {
     return id >= 0 && id < tok->size && (tok->token[id].flags & SPECIAL);
@@ -8440,7 +8722,8 @@ struct nxt_dataset {
 /* eos after an example is how a model learns where to stop. Inside a text that is joined for
  * blocks it would be a token that nobody wrote, so -1 leaves it out there. */
 nxt_data_config nxt_data_config_default(void) {
-    return (nxt_data_config){.max_length = 2048, .append_eos = -1, .eos = -1};
+    return (nxt_data_config){.max_length = 2048, .append_eos = -1, .add_bos = -1,
+                             .eos = -1};
 }
 
 void nxt_dataset_destroy(nxt_dataset *d) {
@@ -8681,6 +8964,12 @@ static nxt_status tokenize_row(reader *r, bool eos) {
     token_list *t = &r->tokens;
     const i64 from = t->n, begin = r->row.prompt_bytes, end = begin + r->row.completion_bytes;
     const bool all = r->config->train_on_all || !r->pairs;
+    if (r->config->add_bos < 0 ? r->tok->adds_bos : r->config->add_bos && r->tok->bos >= 0) {
+        TRY(mem_grow(r->d->cx, &t->id, t->n, t->n + 1, &t->capacity, sizeof *t->id));
+        if (!all) TRY(mem_grow(r->d->cx, &t->end, t->n, t->n + 1, &t->end_capacity, sizeof *t->end));
+        if (!all) t->end[t->n] = 0;
+        t->id[t->n++] = r->tok->bos;
+    }
     TRY(encode(r->tok, r->row.text.p ? r->row.text.p : "", r->row.text.n, !all, t));
     TRY(mem_grow(r->d->cx, &r->mask, from, t->n + 1, &r->mask_capacity, 1));
     for (i64 i = from, at = 0; i < t->n; i++) {
@@ -12511,14 +12800,14 @@ static int read_template(app *a) {
 
 /* The model, its adapters, and what is frozen of it. */
 static int open_weights(app *a, const char *adapter, nxt_model **model) {
-    nxt_lora_config *lora = &a->o.lora;
+    nxt_lora_config *c = &a->o.lora;
     ASK(nxt_model_load(model, a->cx, a->dir));
     if (adapter) ASK(nxt_lora_load(*model, adapter));
     if (*model != a->model) return 0; /* saved ones are loaded to be looked at */
     nxt_model_gradient_checkpointing(*model, a->o.recompute);
-    lora->rank = (int)least(a->o.lora_r, 1 << 20), lora->base = a->o.model;
-    lora->seed = (uint64_t)a->o.t.seed;
-    if (a->o.lora_r) ASK(nxt_lora_attach(*model, lora));
+    c->rank = (int)least(a->o.lora_r, 1 << 20), c->base = a->o.model;
+    c->seed = (uint64_t)a->o.t.seed;
+    if (a->o.lora_r) ASK(nxt_lora_attach(*model, c));
     if (a->o.freeze) ASK(nxt_model_freeze(*model, a->o.freeze, 0));
     if (a->o.train_only) ASK(nxt_model_freeze(*model, a->o.train_only, 1));
     return 0;
@@ -12971,6 +13260,7 @@ typedef struct completion { /* one sequence on its way */
     uint64_t stream;        /* of random numbers */
     double rate;            /* tokens per second, of all that were made side by side */
     bool done;
+    bool first;             /* it begins the text: the tokenizer's own space is not part of it */
 } completion;
 
 /* An example, and the tokens before its first trained one: its prompt. */
@@ -12990,7 +13280,7 @@ static example get_example(const nxt_dataset *data, int64_t i) {
 /* The ids of a text, which the caller frees. NFC can lengthen a text threefold, and a token
  * has at least one byte. */
 static int encode_text(app *a, const char *text, size_t n, int32_t **ids, size_t *count) {
-    *ids = malloc((3 * n + 1) * sizeof **ids);
+    *ids = malloc((3 * n + 2) * sizeof **ids);
     if (!*ids) return no_memory();
     nxt_status status = nxt_encode(a->tok, text, n, *ids, NULL, 3 * n + 1, count);
     if (status != NXT_OK) free(*ids);
@@ -13011,12 +13301,21 @@ static int decode_text(app *a, const int32_t *ids, int64_t n, char **text, size_
     return 0;
 }
 
+/* The space that a tokenizer puts in front of a text of its own accord. */
+static void drop_space(char *text, size_t *bytes) {
+    if (*bytes && text[0] == ' ') memmove(text, text + 1, (*bytes)--);
+}
+
 /* Adds a token's bytes; finishes at eos, at a stop text (which is cut off) or at the limits.
  * Stop texts are looked for in bytes, not in ids: the same text can be cut into tokens in many
  * ways. Special tokens are marks for the model, and no part of what it says. */
 static int take_token(app *a, completion *c, int32_t id) {
     c->ids[c->n++] = id;
-    if (!nxt_token_is_special(a->tok, id)) DO(decode_text(a, &id, 1, &c->text, &c->bytes));
+    if (!nxt_token_is_special(a->tok, id)) {
+        DO(decode_text(a, &id, 1, &c->text, &c->bytes));
+        if (c->first) drop_space(c->text, &c->bytes);
+        c->first = false;
+    }
     for (int s = 0; s < a->o.stop.count; s++) {
         char *at = c->text ? strstr(c->text, a->o.stop.text[s]) : NULL;
         if (at) *at = 0, c->bytes = (size_t)(at - c->text), c->done = true;
@@ -13185,7 +13484,12 @@ static int generate_text(app *a, const char *prompt, size_t n) {
     int32_t *ids;
     size_t count = 0;
     DO(encode_text(a, prompt, n, &ids, &count));
+    if (nxt_tokenizer_adds_bos(a->tok)) {
+        memmove(ids + 1, ids, count++ * sizeof *ids);
+        ids[0] = nxt_tokenizer_bos(a->tok);
+    }
     int status = begin_completion(a, &c, 0, ids, (int64_t)count);
+    c.first = !n && nxt_tokenizer_adds_space(a->tok);
     report_cut_prompts(a);
     if (!status) status = complete(a, &c, 1, !a->o.json);
     if (!status && a->o.json) print_completion_json(prompt, n, &c);
@@ -13199,7 +13503,9 @@ static int print_answer(app *a, const example *e, completion *c, double *sum) {
     (void)sum;
     char *prompt = NULL;
     size_t bytes = 0;
-    const int status = decode_text(a, e->ids, e->n, &prompt, &bytes);
+    const int64_t bos = nxt_tokenizer_adds_bos(a->tok) && e->n;
+    const int status = decode_text(a, e->ids + bos, e->n - bos, &prompt, &bytes);
+    if (!status && nxt_tokenizer_adds_space(a->tok)) drop_space(prompt, &bytes);
     if (!status && a->o.json) print_completion_json(prompt, bytes, c);
     else if (!status) stream_text(a, c), putchar('\n');
     free(prompt);
@@ -13278,7 +13584,7 @@ static int text_perplexities(app *a, eval_numbers *r) {
     double nats = 0, all_bytes = 0;
     int64_t scored = 0;
     size_t bytes;
-    c.append_eos = 0, c.train_on_all = 1, c.max_samples = a->o.max_eval_samples;
+    c.append_eos = c.add_bos = 0, c.train_on_all = 1, c.max_samples = a->o.max_eval_samples;
     if (!c.block_size) c.max_length = least(c.max_length, a->info.positions - 1);
     c.block_size = least(c.block_size, a->info.positions - 1);
     ASK(nxt_dataset_from_files(&a->eval, a->tok, a->o.data.text, a->o.data.count, &c));
@@ -13383,6 +13689,7 @@ static int print_decoded(app *a, const char *text) {
         else ids[n++] = (int32_t)id;
     }
     if (!status) status = decode_text(a, ids, (int64_t)n, &out, &bytes);
+    if (!status && nxt_tokenizer_adds_space(a->tok)) drop_space(out, &bytes);
     if (!status) fwrite(out, 1, bytes, stdout);
     free(ids);
     free(out);
@@ -13422,11 +13729,11 @@ static int run_tokenize(app *a) {
 static void count_flops(const app *a, double rows, double length, double *hf, double *real) {
     const nxt_model_info *i = &a->info;
     const double C = (double)i->width, L = (double)i->layers, D = (double)i->head_size;
-    const double heads = D * (double)i->heads, keys = D * (double)i->key_heads;
-    const double matrices = L * C * (2 * heads + 2 * keys + (i->gated ? 3 : 2) * (double)i->inner)
+    const double query = D * (double)i->heads, keys = D * (double)i->key_heads;
+    const double matrices = L * C * (2 * query + 2 * keys + (i->gated ? 3 : 2) * (double)i->inner)
                             + C * (double)i->vocabulary;
     *hf = 6 * rows * (double)(i->parameters - i->embedding_parameters);
-    *real = rows * (6 * matrices + 6 * L * heads * length);
+    *real = rows * (6 * matrices + 6 * L * query * length);
 }
 
 /* The architecture as PyTorch users expect to see it: modules and their shapes.

@@ -153,6 +153,12 @@ NXT_API int32_t nxt_token_id(const nxt_tokenizer *tok, const char *text); /* -1:
 NXT_API int32_t nxt_tokenizer_size(const nxt_tokenizer *tok);             /* highest id + 1 */
 NXT_API int32_t nxt_tokenizer_eos(const nxt_tokenizer *tok); /* -1: the files name none */
 NXT_API int32_t nxt_tokenizer_bos(const nxt_tokenizer *tok);
+/* Whether the model wants bos in front of every text. nxt_encode adds no special tokens; data
+ * sets and sessions of the program do. */
+NXT_API int nxt_tokenizer_adds_bos(const nxt_tokenizer *tok);
+/* Whether the first word of a text is encoded with a space in front that the text does not
+ * have: who decodes a whole text drops it, who decodes what follows a prompt keeps it. */
+NXT_API int nxt_tokenizer_adds_space(const nxt_tokenizer *tok);
 NXT_API int nxt_token_is_special(const nxt_tokenizer *tok, int32_t id);
 
 /* ---- Model ---------------------------------------------------------------------------- */
@@ -289,6 +295,7 @@ typedef struct nxt_data_config {
     nxt_truncation truncation;
     int train_on_all; /* 1: the prompt is trained too */
     int append_eos;   /* 1 yes, 0 no, -1: after examples, not inside blocks */
+    int add_bos;      /* in front of every text: 1 yes, 0 no, -1: as the tokenizer's files say */
     int32_t eos;      /* the id to append; -1: the tokenizer's */
     int64_t max_samples; /* first rows only; 0: all */
     int skip_bad_lines;

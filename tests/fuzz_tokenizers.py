@@ -8,7 +8,8 @@
 DIR holds a tokenizer.json. Random strings of Unicode scalars must give the same ids. Besides,
 ends must not decrease and must close at the end of the text, and decoding must give the
 normalised text. --variants N tries N tokenizers more, made of DIR's by giving it random
-added tokens (all flags), normaliser, prefix space and pattern, with a share of the strings.
+added tokens (all flags), normaliser, prefix space and pattern, with a share of the strings;
+of a SentencePiece tokenizer others with Metaspace instead of its normaliser.
 Prints the count and the first differences; exits 1 if there are any.
 """
 import argparse
@@ -135,6 +136,11 @@ def compare(driver, path, count, r, plain):
                 fault = f"ids {ids}, not {want}"
             elif plain and (list(ends) != sorted(ends) or (ends or (0,))[-1] != len(b)):
                 fault = f"ends {ends} of {len(b)} bytes"
+            elif plain and pieces(doc):
+                bare = lambda x: x.replace(" ", "").replace("\u2581", "")  # noqa: E731
+                strips = any(a["lstrip"] or a["rstrip"] for a in doc["added_tokens"])
+                if not strips and bare(back.decode(errors="replace")) != bare(s):
+                    fault = f"decoded {back!r}"
             elif plain and added_free(doc) and back != normal.encode():
                 fault = f"decoded {back!r}, not {normal.encode()!r}"
             if fault:
@@ -142,6 +148,11 @@ def compare(driver, path, count, r, plain):
                 if bad <= 10:
                     print(f"{path}: {s!r}: {fault}")
     return count, bad, skipped
+
+
+def pieces(doc):
+    """SentencePiece: characters, and a letter for the space."""
+    return doc["model"].get("byte_fallback", False)
 
 
 def added_free(doc):
@@ -165,8 +176,22 @@ def variant(base, r):
     doc["added_tokens"] = [
         dict(id=100000 + i, content=s, single_word=flag(), lstrip=flag(), rstrip=flag(),
              normalized=flag(), special=flag()) for i, s in enumerate(names)]
+    if pieces(doc):
+        if flag():
+            return doc
+        scheme = r.choice(("always", "first", "never", True))
+        space = dict(type="Metaspace", replacement="\u2581")
+        space.update(dict(prepend_scheme=scheme, split=flag()) if isinstance(scheme, str)
+                     else dict(add_prefix_space=scheme))
+        doc["normalizer"], doc["decoder"], doc["pre_tokenizer"] = None, None, space
+        return doc
     doc["normalizer"] = r.choice((None, {"type": "NFC"},
                                   {"type": "Sequence", "normalizers": [{"type": "NFC"}]}))
+    if doc["pre_tokenizer"]["type"] == "Sequence" and flag():  # Llama 3's pattern, or Qwen 2's
+        pattern = doc["pre_tokenizer"]["pretokenizers"][0]["pattern"]
+        if flag():
+            pattern["Regex"] = pattern["Regex"].replace("{1,3}", "")
+        return doc
     level = dict(type="ByteLevel", add_prefix_space=flag(), trim_offsets=True,
                  use_regex=r.random() < 0.8)
     doc["pre_tokenizer"] = r.choice((level, {"type": "Sequence", "pretokenizers": [level]}))

@@ -402,11 +402,13 @@ static void test_tokenizer_refused(void) {
     CHECK(refuses(cx, &(tiny){.model = "\"byte_fallback\": true, "}, no, "byte_fallback"));
     CHECK(refuses(cx, &(tiny){.model = "\"end_of_word_suffix\": \"</w>\", "}, no, "end_of_word"));
     CHECK(refuses(cx, &(tiny){.members = "\"pre_tokenizer\": null"}, no, "pre-tokenizer null"));
-    CHECK(refuses(cx, &(tiny){.members = "\"pre_tokenizer\": {\"type\": \"Metaspace\"}"}, no,
-                  "pre-tokenizer Metaspace"));
+    CHECK(refuses(cx, &(tiny){.members = "\"pre_tokenizer\": {\"type\": \"Metaspace\", "
+                  "\"replacement\": \"_\"}"}, no, "replacement _"));
+    CHECK(refuses(cx, &(tiny){.members = "\"pre_tokenizer\": {\"type\": \"Digits\"}"}, no,
+                  "pre-tokenizer Digits"));
     CHECK(refuses(cx, &(tiny){.members = "\"pre_tokenizer\": {\"type\": \"Sequence\","
-                  "\"pretokenizers\": [{\"type\": \"Split\"}, {\"type\": \"ByteLevel\"}]}"},
-                  no, "pre-tokenizer Split"));
+                  "\"pretokenizers\": [{\"type\": \"Split\", \"pattern\": {\"Regex\": \"a+\"}}, "
+                  "{\"type\": \"ByteLevel\"}]}"}, no, "pattern a+"));
     CHECK(refuses(cx, &(tiny){.members = "\"normalizer\": {\"type\": \"Lowercase\"}, "
                   BYTE_LEVEL}, no, "normalizer Lowercase"));
     CHECK(refuses(cx, &(tiny){.merges = "a b;x yz"}, bad, "merge 2"));
@@ -500,20 +502,18 @@ static void test_tokenizer_golden(void) {
     }
 }
 
-/* llama.cpp's cases for GPT-2, which were made by yet another implementation. */
-static void test_tokenizer_vectors(void) {
-    if (!test_data()) SKIP("NEOXTUNE_TEST_DATA is not set");
+/* llama.cpp's cases, which were made by yet another implementation. */
+static void check_vectors(nxt_context *cx, const char *vectors, const char *tokenizer) {
     static const char mark[] = "\n__ggml_vocab_test__\n";
-    nxt_context *cx = test_context();
     nxt_tokenizer *t;
     buffer texts = {.cx = cx}, ids = texts;
     char path[512];
     i64 rows = 0;
-    snprintf(path, sizeof path, "%s/tokenizer-vectors/ggml-vocab-gpt-2.gguf.inp", test_data());
+    snprintf(path, sizeof path, "%s/tokenizer-vectors/ggml-vocab-%s.gguf.inp", test_data(), vectors);
     CHECK(OK(cx, file_read(cx, path, 1 << 20, &texts)));
     memcpy(path + strlen(path) - 3, "out", 3);
     CHECK(OK(cx, file_read(cx, path, 1 << 20, &ids)));
-    snprintf(path, sizeof path, "%s/tokenizers/gpt2", test_data());
+    snprintf(path, sizeof path, "%s/tokenizers/%s", test_data(), tokenizer);
     CHECK(OK(cx, nxt_tokenizer_load(&t, cx, path)));
     char *expected = ids.p, *end;
     for (char *text = texts.p; (end = strstr(text, mark)) && expected; rows++) {
@@ -526,6 +526,13 @@ static void test_tokenizer_vectors(void) {
     nxt_tokenizer_destroy(t);
     buffer_free(&texts);
     buffer_free(&ids);
+}
+
+static void test_tokenizer_vectors(void) {
+    if (!test_data()) SKIP("NEOXTUNE_TEST_DATA is not set");
+    nxt_context *cx = test_context();
+    check_vectors(cx, "gpt-2", "gpt2");
+    check_vectors(cx, "llama-spm", "llama-spm");
     nxt_context_destroy(cx);
 }
 
