@@ -6846,24 +6846,26 @@ static nxt_status load_normalizer(nxt_tokenizer *t, const json *v) {
                             "NFC, or Prepend and Replace of SentencePiece");
 }
 
-/* The patterns we have a scanner for. A pattern engine is not here: a pattern that is almost one
- * of these is refused. */
+/* The patterns we have a scanner for, and their names in GGUF (§23). A pattern engine is not
+ * here: a pattern that is almost one of these is refused. */
+static const struct split_pattern {
+    const char *pattern;
+    i64 (*split)(const nxt_tokenizer *t, const u8 *p, i64 at, i64 n);
+    const char *gguf;
+} split_patterns[] = {
+    {"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\\r\\n\\p{L}\\p{N}]?\\p{L}+|\\p{N}{1,3}| ?[^\\s\\p{L}"
+     "\\p{N}]+[\\r\\n]*|\\s*[\\r\\n]+|\\s+(?!\\S)|\\s+", split_llama3, "llama-bpe"},
+    {"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\\r\\n\\p{L}\\p{N}]?\\p{L}+|\\p{N}| ?[^\\s\\p{L}\\p{N}]+"
+     "[\\r\\n]*|\\s*[\\r\\n]+|\\s+(?!\\S)|\\s+", split_qwen2, "qwen2"},
+    {"'s|'t|'re|'ve|'m|'ll|'d| ?\\p{L}+| ?\\p{N}+| ?[^\\s\\p{L}\\p{N}]+|\\s+(?!\\S)|\\s+",
+     split_gpt2, "gpt-2"},
+};
+
 static nxt_status load_split(nxt_tokenizer *t, const json *split, const json *bytes) {
-    static const struct {
-        const char *pattern;
-        i64 (*split)(const nxt_tokenizer *t, const u8 *p, i64 at, i64 n);
-    } known[] = {
-        {"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\\r\\n\\p{L}\\p{N}]?\\p{L}+|\\p{N}{1,3}| ?[^\\s\\p{L}"
-         "\\p{N}]+[\\r\\n]*|\\s*[\\r\\n]+|\\s+(?!\\S)|\\s+", split_llama3},
-        {"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\\r\\n\\p{L}\\p{N}]?\\p{L}+|\\p{N}| ?[^\\s\\p{L}\\p{N}]+"
-         "[\\r\\n]*|\\s*[\\r\\n]+|\\s+(?!\\S)|\\s+", split_qwen2},
-        {"'s|'t|'re|'ve|'m|'ll|'d| ?\\p{L}+| ?\\p{N}+| ?[^\\s\\p{L}\\p{N}]+|\\s+(?!\\S)|\\s+",
-         split_gpt2},
-    };
     const char *pattern = json_text(json_get(split, "pattern"), "Regex", "");
     t->split = NULL;
-    for (i64 i = 0; i < COUNT(known); i++)
-        if (!strcmp(pattern, known[i].pattern)) t->split = known[i].split;
+    for (i64 i = 0; i < COUNT(split_patterns); i++)
+        if (!strcmp(pattern, split_patterns[i].pattern)) t->split = split_patterns[i].split;
     if (!t->split || strcmp(json_text(split, "behavior", ""), "Isolated")
         || json_bool(split, "invert", false))
         return fail_unsupported(t, "the pattern", pattern, "GPT-2's, Llama 3's or Qwen 2's");
@@ -11361,7 +11363,13 @@ typedef struct gguf {
     bool neox, llama;    /* what is rearranged: see gguf_row */
 } gguf;
 
-/* -- pairs ------------------------------------------------------------------------------- */
+/* -- pairs -------------------------------------------------------------------------------
+ *
+ *     07 00 00 00 00 00 00 00  "gpt2.xy"  04 00 00 00  0c 00 00 00
+ *     length of the key        the key    a u32        12
+ *
+ * Texts have their length before them and no NUL behind; a list has the type of its items and
+ * their number before it. */
 /* The machine is little-endian (§1), and so is the file. */
 static void put_number(buffer *b, u64 x, int bytes) { buffer_add(b, &x, bytes); }
 
@@ -11411,7 +11419,9 @@ static void pair_array(gguf *g, const char *key, int type, i64 count) {
 }
 
 /* -- the sizes --------------------------------------------------------------------------- */
-/* The architecture's name there, and whether its pass computes this model. */
+/* The architecture's name there, and whether its pass computes this model. GELU is taken in both
+ * forms, though that pass has the one with tanh alone: the error is that of a few f16 roundings,
+ * the user is told, and nearly all GPT-NeoX models are of the other form. */
 static nxt_status gguf_architecture(gguf *g) {
     static const char *const names[][2] = {{"gpt_neox", "gptneox"}, {"gpt2", "gpt2"},
                                            {"llama", "llama"}, {"qwen2", "qwen2"}};
@@ -11425,7 +11435,7 @@ static nxt_status gguf_architecture(gguf *g) {
     g->neox = !strcmp(type, "gpt_neox");
     g->llama = !strcmp(type, "llama");
     const bool qwen = !strcmp(type, "qwen2"), rotary = s->pairs > 0;
-    const struct { bool bad; const char *why; } rules[] = {
+    const struct { bool bad; const char *why; } rules[] = { /* ggml turns values in pairs */
         {s->gated ? s->act != NXT_SILU : s->act == NXT_SILU || s->act == NXT_RELU,
          "its activation"},
         {!g->neox && rotary && 2 * s->pairs != s->D, "rotary positions for a part of a head"},
@@ -11466,7 +11476,7 @@ static void put_sizes(gguf *g) {
     pair_u32(g, ".rope.dimension_count", s->rotary);
     if (s->gated || s->rope_base < 10000 || s->rope_base > 10000)
         pair_float(g, ".rope.freq_base", s->rope_base);
-    if (s->rope_low > 0 || s->rope_factor <= 1) return;
+    if (s->rope_low > 0 || (s->rope_factor >= 1 && s->rope_factor <= 1)) return;
     pair_text(g, ".rope.scaling.type", "linear");
     pair_float(g, ".rope.scaling.factor", s->rope_factor);
 }
@@ -11477,7 +11487,15 @@ static void put_sizes(gguf *g) {
  * SentencePiece's, which llama.cpp redoes from scores: of all neighbours that make a piece it
  * merges those whose piece scores highest. The files rank pairs, and all pairs that make one
  * piece stand together; so minus the rank of a piece's first pair, as its score, gives the
- * same order. */
+ * same order:
+ *
+ *     rank 0   b c       "bc"   scores -1
+ *     rank 1   a b       "ab"   scores -2          a b c:  bc is merged first, by rank as by
+ *     rank 2   ab c      "abc"  scores -3                  score; then a bc
+ *     rank 3   a bc
+ *
+ * Form C is not for us to apply: a reader of GGUF does without, and so may cut an accent that
+ * was typed as a character of its own otherwise. */
 typedef enum piece_type {
     PIECE_NONE, PIECE_NORMAL, PIECE_UNKNOWN, PIECE_CONTROL, PIECE_USER, PIECE_UNUSED, PIECE_BYTE
 } piece_type;
@@ -11493,11 +11511,11 @@ typedef struct gguf_vocab {
     gguf *g;
     const char *path;                /* of the main file, for errors */
     const json *root, *config, *map; /* tokenizer.json and its two companions, or NULL */
-    gguf_token *id;                       /* (V) */
-    const gguf_token **order;             /* the same by text */
+    gguf_token *id;                  /* (V) */
+    const gguf_token **order;        /* the same by text */
     buffer merges;
-    i64 merge_count, rank_of_last;
-    const gguf_token *last;
+    i64 merge_count;
+    const gguf_token *last;          /* what the merge before made */
     bool scored, mixed; /* SentencePiece's; its merges are not in the order of scores */
 } gguf_vocab;
 
@@ -11585,7 +11603,8 @@ static nxt_status pieces_sort(gguf_vocab *t) {
     return NXT_OK;
 }
 
-/* One merge: left and right, of a rank that is its number. */
+/* One merge: left and right, of a rank that is its number. Byte-level merges are copied as one
+ * text, the form of older files; the others leave a score at what they make. */
 static nxt_status add_merge(gguf_vocab *t, const char *left, i64 n, const char *right, i64 m) {
     buffer both = {.cx = t->g->cx};
     const float rank = (float)t->merge_count++;
@@ -11612,7 +11631,8 @@ static nxt_status add_merge(gguf_vocab *t, const char *left, i64 n, const char *
     return NXT_OK;
 }
 
-/* A merge is "a b", or ["a", "b"] in newer files. */
+/* A merge is "a b", or ["a", "b"] in newer files. The space between is looked for behind the
+ * first character, as llama.cpp does. */
 static nxt_status merges_read(gguf_vocab *t) {
     const json *merges = json_get(json_get(t->root, "model"), "merges");
     for (const json *v = merges ? merges->first : NULL; v; v = v->next) {
@@ -11645,16 +11665,21 @@ static const json *find_step(const json *step, const char *list, const char *typ
     return NULL;
 }
 
-/* llama.cpp knows ways to cut text into words by name: [UTF-8 letters, digits, rest]. "olmo"
- * is GPT-2's for a tokenizer that also brings text into form C, as GPT-NeoX's does. */
-#define WORDS_BEFORE "(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\\r\\n\\p{L}\\p{N}]?\\p{L}+|"
-#define WORDS_AFTER "| ?[^\\s\\p{L}\\p{N}]+[\\r\\n]*|\\s*[\\r\\n]+|\\s+(?!\\S)|\\s+"
+/* Whether a normaliser has no steps but of these two types. */
+static bool only_steps(const json *step, const char *one, const char *two) {
+    const json *steps = json_get(step, "normalizers");
+    if (!step || step->kind == JSON_NULL) return true;
+    const json *v = steps ? steps->first : step;
+    for (; v; v = steps ? v->next : NULL) {
+        const char *type = json_text(v, "type", "");
+        if (strcmp(type, one) && strcmp(type, two)) return false;
+    }
+    return true;
+}
+
+/* llama.cpp knows ways to cut text into words by name, where tokenizer.json has the pattern.
+ * "olmo" is GPT-2's for a tokenizer that also brings text into form C, as GPT-NeoX's does. */
 static nxt_status find_cutter(const gguf_vocab *t, const char **pre) {
-    static const char *const known[][2] = {
-        {WORDS_BEFORE "\\p{N}{1,3}" WORDS_AFTER, "llama-bpe"},
-        {WORDS_BEFORE "\\p{N}" WORDS_AFTER, "qwen2"},
-        {"'s|'t|'re|'ve|'m|'ll|'d| ?\\p{L}+| ?\\p{N}+| ?[^\\s\\p{L}\\p{N}]+|\\s+(?!\\S)|\\s+",
-         "gpt-2"}};
     const json *step = json_get(t->root, "pre_tokenizer");
     const json *bytes = find_step(step, "pretokenizers", "ByteLevel");
     const json *split = find_step(step, "pretokenizers", "Split");
@@ -11663,22 +11688,25 @@ static nxt_status find_cutter(const gguf_vocab *t, const char **pre) {
     const bool form_c = find_step(json_get(t->root, "normalizer"), "normalizers", "NFC") != NULL;
     const i64 steps = (bytes != NULL) + (split != NULL), all = list ? list->count : steps;
     *pre = NULL;
+    if (!only_steps(json_get(t->root, "normalizer"), t->scored ? "Prepend" : "NFC",
+                    t->scored ? "Replace" : "NFC"))
+        return fail(t->g->cx, NXT_UNSUPPORTED, "%s: GGUF readers do not have this normalizer",
+                    t->path);
+    if (t->scored) return *pre = "default", NXT_OK;
     if (bytes && !split && json_bool(bytes, "use_regex", true)) *pre = form_c ? "olmo" : "gpt-2";
-    for (i64 i = 0; split && bytes && i < COUNT(known); i++)
-        if (!strcmp(regex, known[i][0])) *pre = known[i][1];
+    for (i64 i = 0; split && bytes && i < COUNT(split_patterns); i++)
+        if (!strcmp(regex, split_patterns[i].pattern)) *pre = split_patterns[i].gguf;
     if (*pre && steps == all && !json_bool(bytes, "add_prefix_space", true)) return NXT_OK;
     return fail(t->g->cx, NXT_UNSUPPORTED, "%s: GGUF readers have no name for this pre-tokenizer"
                 " (those of GPT-2, GPT-NeoX, Llama 3 and Qwen2 are known)", t->path);
 }
-#undef WORDS_BEFORE
-#undef WORDS_AFTER
 
 /* SentencePiece's tokenizers put a space before the text, in one of two spellings. */
 static bool adds_space(const json *root) {
     const json *meta = find_step(json_get(root, "pre_tokenizer"), "pretokenizers", "Metaspace");
+    const char *old = json_bool(meta, "add_prefix_space", true) ? "always" : "never";
     if (find_step(json_get(root, "normalizer"), "normalizers", "Prepend")) return true;
-    return meta && strcmp(json_text(meta, "prepend_scheme", "always"), "never")
-           && json_bool(meta, "add_prefix_space", true);
+    return meta && strcmp(json_text(meta, "prepend_scheme", old), "never");
 }
 
 /* Whether texts begin with the bos token: by the program's own setting, else by the template
@@ -11692,7 +11720,8 @@ static bool adds_bos(const gguf_vocab *t) {
     return single && json_get(single->first, "SpecialToken");
 }
 
-/* A special token by its name in the companions, else by its number in config.json. */
+/* A special token by its name in the companions, else by its number in config.json. Of those that
+ * nobody names, none is written; llama.cpp then takes 11 for bos and eos, or Llama's 1 and 2. */
 static void put_special(const gguf_vocab *t, const char *name, const char *key) {
     const json *const from[] = {t->config, t->map};
     char member[32];
@@ -11797,7 +11826,7 @@ static nxt_status open_pieces(gguf_vocab *t, const char *path) {
 static nxt_status put_tokenizer(gguf *g, const char *wanted) {
     const char *path = wanted ? wanted : g->m->dir;
     gguf_vocab t = {.g = g, .merges.cx = g->cx};
-    const char *pre = "default";
+    const char *pre = NULL;
     nxt_status status = open_pieces(&t, path);
     if (status == NXT_OK && !t.root && wanted)
         status = fail(g->cx, NXT_IO, "%s: no tokenizer.json here, nor vocab.json with merges.txt",
@@ -11809,7 +11838,7 @@ static nxt_status put_tokenizer(gguf *g, const char *wanted) {
         status = pieces_read(&t);
         if (status == NXT_OK) status = pieces_sort(&t);
         if (status == NXT_OK) status = merges_read(&t);
-        if (status == NXT_OK && !t.scored) status = find_cutter(&t, &pre);
+        if (status == NXT_OK) status = find_cutter(&t, &pre);
         if (status == NXT_OK) status = put_pieces(&t, pre);
     }
     buffer_free(&t.merges);
@@ -11818,8 +11847,8 @@ static nxt_status put_tokenizer(gguf *g, const char *wanted) {
 }
 
 /* -- the tensors -------------------------------------------------------------------------- */
-/* Appends a tensor: a vector stays f32, as do positions, which are added to f32; rows that do
- * not fill blocks are f16. */
+/* Appends a tensor, behind the one before it in the data. A vector stays f32, as do positions,
+ * which are added to f32; rows that do not fill blocks are f16. */
 static nxt_status add_tensor(gguf *g, gguf_tensor t) {
     const bool exact = t.vector || t.role == POSITION_W;
     t.kind = exact ? (int)F32 : g->kind == Q8_0 && t.cols % Q8_BLOCK ? (int)F16 : g->kind;
@@ -11849,7 +11878,8 @@ static nxt_status add_param_tensor(gguf *g, const param *p, role r) {
     return add_tensor(g, t);
 }
 
-/* What GPT-NeoX's pass reads although the model has none: biases of attention, as zeros. */
+/* What GPT-NeoX's pass reads although a model with attention_bias false has none: biases of
+ * attention, as zeros, which change nothing. */
 static nxt_status add_zeros(gguf *g, const param *p, role r) {
     gguf_tensor t = {.role = r, .vector = true, .rows = p->w.rows, .cols = 1};
     snprintf(t.name, sizeof t.name, gguf_names[r], (int)p->layer);
@@ -11974,7 +12004,8 @@ static nxt_status write_gguf_tensor(const gguf *g, save_file *f, const gguf_tens
     return save_bytes(f, zeros, round_up(end, GGUF_ALIGN) - end);
 }
 
-/* The head of the file: what comes first, the pairs, the list of tensors. */
+/* The head of the file: what comes first, the pairs, the list of tensors. Places are relative to
+ * the data, which is why the list can be written without knowing its own length. */
 static nxt_status write_gguf_head(gguf *g, save_file *f) {
     buffer b = {.cx = g->cx};
     buffer_text(&b, "GGUF");
@@ -11999,7 +12030,9 @@ static nxt_status write_gguf_head(gguf *g, save_file *f) {
     return status;
 }
 
-/* The stage holds one row at least: the widest is a layer's feed-forward. */
+/* The stage holds one row at least: the widest is a layer's feed-forward. That, a head of names
+ * and texts, and the two matrices of one adapter are all the memory an export takes, however
+ * large the model: its weights come from the map and go to the file. */
 static nxt_status write_gguf(gguf *g, save *s, const char *name) {
     const i64 room = max64(STAGE, max64(g->m->s.C, max64(g->m->s.F, q_width(&g->m->s))));
     save_file f = {.fd = -1};

@@ -584,6 +584,12 @@ static void test_export_refused(void) {
          "{\"type\": \"ByteLevel\", \"add_prefix_space\": false}]}, \"model\": {\"vocab\": {\"a\": "
          "0}}}", "pre-tokenizer", NXT_UNSUPPORTED},
         {"{\"model\": ", "tokenizer.json:1", NXT_FORMAT},
+        {"{\"normalizer\": {\"type\": \"Lowercase\"}, \"model\": {\"vocab\": {\"a\": 0}}}",
+         "this normalizer", NXT_UNSUPPORTED},
+        {"{\"normalizer\": {\"type\": \"Sequence\", \"normalizers\": [{\"type\": \"NFC\"}, 7]}, "
+         "\"model\": {\"vocab\": {\"a\": 0}}}", "this normalizer", NXT_UNSUPPORTED},
+        {"{\"normalizer\": {\"type\": \"NFC\"}, \"model\": {\"byte_fallback\": true, \"vocab\": "
+         "{\"a\": 0}}}", "this normalizer", NXT_UNSUPPORTED},
     };
     nxt_context *cx = test_context();
     const char *dir = micro_model(cx, "export-bad", "", "f32");
