@@ -6687,7 +6687,8 @@ static nxt_status name_row(const nxt_tokenizer *t, arena *a, const char *name, i
     u8 *text = (u8 *)arena_text(a, name, (size_t)n);
     if (!text) return NXT_MEMORY;
     if (t->characters) {
-        *k = (token_row){text, (u32)to_spaces(name, n, text), verbatim ? VERBATIM : 0};
+        const i64 length = verbatim ? n : to_spaces(name, n, text);
+        *k = (token_row){text, (u32)length, verbatim ? VERBATIM : 0};
         return NXT_OK;
     }
     const i64 bytes = verbatim ? -1 : to_bytes(t, name, n, text);
@@ -6928,7 +6929,8 @@ static nxt_status added_id(nxt_tokenizer *t, const json *content, i64 vocabulary
                            i32 *out) {
     token_row k;
     *out = -1;
-    for (int verbatim = 0; verbatim < 2 && *out < 0; verbatim++) {
+    const bool plain = t->characters && memchr(content->text, ' ', (size_t)content->length);
+    for (int verbatim = plain; verbatim < 2 && *out < 0; verbatim++) { /* no piece has a space */
         TRY(name_row(t, &t->memory, content->text, content->length, verbatim, &k));
         *out = find_token(t, k.text, k.length, k.flags);
     }
@@ -8968,8 +8970,10 @@ static nxt_status tokenize_row(reader *r, bool eos) {
     const bool all = r->config->train_on_all || !r->pairs;
     if (r->config->add_bos < 0 ? r->tok->adds_bos : r->config->add_bos && r->tok->bos >= 0) {
         TRY(mem_grow(r->d->cx, &t->id, t->n, t->n + 1, &t->capacity, sizeof *t->id));
-        if (!all) TRY(mem_grow(r->d->cx, &t->end, t->n, t->n + 1, &t->end_capacity, sizeof *t->end));
-        if (!all) t->end[t->n] = 0;
+        if (!all) {
+            TRY(mem_grow(r->d->cx, &t->end, t->n, t->n + 1, &t->end_capacity, sizeof *t->end));
+            t->end[t->n] = 0;
+        }
         t->id[t->n++] = r->tok->bos;
     }
     TRY(encode(r->tok, r->row.text.p ? r->row.text.p : "", r->row.text.n, !all, t));
@@ -9820,7 +9824,8 @@ void nxt_model_describe(const nxt_model *m, nxt_model_info *info) {
         .rotary = 2 * s->pairs, .parallel_residual = s->parallel, .tied = s->tied,
         .key_heads = s->G, .head_size = s->D, .window = s->window, .gated = s->gated,
         .norm = s->norm == NXT_RMS_NORM ? "RMSNorm" : "LayerNorm", .lora_rank = s->lora_rank,
-        .trainable = trainable_elements(m), .parameters = m->elements, .embedding_parameters = s->V * s->C,
+        .trainable = trainable_elements(m), .parameters = m->elements,
+        .embedding_parameters = s->V * s->C,
         .bos = (i32)s->bos, .eos = (i32)s->eos};
     for (i64 i = 0; i < m->files.file_count; i++) info->mapped_bytes += m->files.files[i].map.n;
 }

@@ -4,6 +4,7 @@ gives them. Needs tokenizers (0.23.3 made the committed files); `make test` only
 
     D=$NEOXTUNE_TEST_DATA/tokenizers
     python3 tests/make_tokens.py gpt-neox-20b=$D/gpt-neox-20b gpt2=$D/gpt2 pico=data/pico-neox
+    python3 tests/make_tokens.py spm=tests/golden/tokenizers/spm ...       (make_small_tokenizers.py)
 
 A line is a text as a JSON string, a tab, the ids separated by spaces.
 """
@@ -54,13 +55,14 @@ def main():
         words = [w for w in words if "\ufffd" not in w]
         r = random.Random(7)
         texts = CHOSEN + [text(r, words, added) for _ in range(400)]
+        limit = LIMIT // 4 if "golden" in directory else LIMIT
         size = 0
         with open(os.path.join(here, f"tokens-{name}.tsv"), "w", encoding="ascii") as f:
             size += f.write(f"# tests/make_tokens.py, tokenizers {tokenizers.__version__}\n")
             for s in texts:
                 ids = t.encode(s, add_special_tokens=False).ids
                 line = json.dumps(s) + "\t" + " ".join(map(str, ids)) + "\n"
-                if size + len(line) <= LIMIT and len(line) < 600:
+                if size + len(line) <= limit and len(line) < 600:
                     size += f.write(line)
 
 

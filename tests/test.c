@@ -101,7 +101,7 @@ static const test_row tests[] = {
     ROW(tokenizer_bytes),
     ROW(tokenizer_refused),
     ROW(tokenizer_files),
-    ROW(tokenizer_pico),
+    ROW(tokenizer_pico), ROW(tokenizer_forms),
     ROW(tokenizer_golden),
     ROW(tokenizer_vectors),
     ROW(tokenizer_linear),

@@ -362,6 +362,19 @@ static void test_tokenizer(void) {
     CHECK(nxt_token_is_special(tok, 0) && !nxt_token_is_special(tok, 259));
     CHECK(!nxt_token_is_special(tok, -1) && !nxt_token_is_special(tok, 1 << 30));
     CHECK(OK(cx, nxt_encode(tok, "", 0, ids, NULL, 64, &count)) && count == 0);
+    CHECK(!nxt_tokenizer_adds_bos(tok) && !nxt_tokenizer_adds_space(tok));
+    nxt_tokenizer_destroy(tok);
+    if (OK(cx, nxt_tokenizer_load(&tok, cx, "tests/golden/tokenizers/spm"))) {
+        CHECK(nxt_tokenizer_adds_bos(tok) && nxt_tokenizer_bos(tok) == 1);
+        CHECK(nxt_tokenizer_adds_space(tok));
+        CHECK(OK(cx, nxt_encode(tok, text, n - 13, ids, ends, 64, &count)) && ids[0] != 1);
+        CHECK(OK(cx, nxt_decode(tok, ids, count, back, sizeof back, &bytes)));
+        CHECK(bytes == n - 12 && back[0] == ' ' && !memcmp(back + 1, text, n - 13));
+        CHECK(ends[count - 1] == n - 13);
+    }
+    nxt_tokenizer_destroy(tok);
+    if (OK(cx, nxt_tokenizer_load(&tok, cx, "tests/golden/tokenizers/qwen2")))
+        CHECK(!nxt_tokenizer_adds_bos(tok) && !nxt_tokenizer_adds_space(tok));
     nxt_tokenizer_destroy(tok);
     nxt_context_destroy(cx);
 }

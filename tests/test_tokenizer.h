@@ -492,6 +492,16 @@ static void check_tokens(const char *name, const char *directory) {
 
 static void test_tokenizer_pico(void) { check_tokens("pico", "data/pico-neox"); }
 
+/* The forms of Llama and Qwen, in small tokenizers of our own (make_small_tokenizers.py). */
+static void test_tokenizer_forms(void) {
+    static const char *const names[] = {"spm", "metaspace", "llama3", "qwen2"};
+    for (int i = 0; i < 4; i++) {
+        char directory[64];
+        snprintf(directory, sizeof directory, "tests/golden/tokenizers/%s", names[i]);
+        check_tokens(names[i], directory);
+    }
+}
+
 static void test_tokenizer_golden(void) {
     static const char *const names[] = {"gpt-neox-20b", "gpt2"};
     if (!test_data()) SKIP("NEOXTUNE_TEST_DATA is not set");
