@@ -44,7 +44,8 @@
  *   §20  The optimizer and the trainer
  *   §21  Generation
  *   §22  Checkpoints and runs
- *   §23  The program
+ *   §23  Export (skip)
+ *   §24  The program
  *
  * INVARIANTS, cited by number
  *   I1  Nothing is used before it is defined: no static function is declared ahead.
@@ -58,7 +59,7 @@
  *   I9  Device pointers are opened only by the backend that made them.
  *   I10 What is saved is complete or absent: write, flush, rename.
  *
- * License: MIT. References are at the end of §23.
+ * License: MIT. References are at the end of §24.
  */
 
 /* ============================================================================
@@ -3275,6 +3276,8 @@ typedef struct param {
     bool decay;       /* weight decay applies */
     bool frozen;      /* training leaves it as it is */
     int init;         /* how a new model starts: §14 */
+    int role;         /* what it is in the model, ... */
+    i64 layer;        /* ... and where: §14 */
 } param;
 
 /* What the adapters of a pass share: room for the narrow products, and dropout. */
@@ -4147,7 +4150,7 @@ typedef struct save {
     nxt_context *cx;
     arena arena;
     const char *final, *temporary;
-    bool into;
+    bool into, lone;    /* lone: nothing else in the directory is removed */
     const char **names; /* the finished files */
     i64 count, capacity;
 } save;
@@ -4398,7 +4401,7 @@ static nxt_status save_move_into(save *s) {
         if (!from || !to) return NXT_MEMORY;
         if (rename(from, to) != 0) return fail_errno(s->cx, to, "replace");
     }
-    save_drop_stale(s);
+    if (!s->lone) save_drop_stale(s);
     return sync_directory(s->cx, s->final);
 }
 
@@ -6915,24 +6918,26 @@ static nxt_status load_normalizer(nxt_tokenizer *t, const json *v) {
                             "NFC, or Prepend and Replace of SentencePiece");
 }
 
-/* The patterns we have a scanner for. A pattern engine is not here: a pattern that is almost one
- * of these is refused. */
+/* The patterns we have a scanner for, and their names in GGUF (§23). A pattern engine is not
+ * here: a pattern that is almost one of these is refused. */
+static const struct split_pattern {
+    const char *pattern;
+    i64 (*split)(const nxt_tokenizer *t, const u8 *p, i64 at, i64 n);
+    const char *gguf;
+} split_patterns[] = {
+    {"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\\r\\n\\p{L}\\p{N}]?\\p{L}+|\\p{N}{1,3}| ?[^\\s\\p{L}"
+     "\\p{N}]+[\\r\\n]*|\\s*[\\r\\n]+|\\s+(?!\\S)|\\s+", split_llama3, "llama-bpe"},
+    {"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\\r\\n\\p{L}\\p{N}]?\\p{L}+|\\p{N}| ?[^\\s\\p{L}\\p{N}]+"
+     "[\\r\\n]*|\\s*[\\r\\n]+|\\s+(?!\\S)|\\s+", split_qwen2, "qwen2"},
+    {"'s|'t|'re|'ve|'m|'ll|'d| ?\\p{L}+| ?\\p{N}+| ?[^\\s\\p{L}\\p{N}]+|\\s+(?!\\S)|\\s+",
+     split_gpt2, "gpt-2"},
+};
+
 static nxt_status load_split(nxt_tokenizer *t, const json *split, const json *bytes) {
-    static const struct {
-        const char *pattern;
-        i64 (*split)(const nxt_tokenizer *t, const u8 *p, i64 at, i64 n);
-    } known[] = {
-        {"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\\r\\n\\p{L}\\p{N}]?\\p{L}+|\\p{N}{1,3}| ?[^\\s\\p{L}"
-         "\\p{N}]+[\\r\\n]*|\\s*[\\r\\n]+|\\s+(?!\\S)|\\s+", split_llama3},
-        {"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\\r\\n\\p{L}\\p{N}]?\\p{L}+|\\p{N}| ?[^\\s\\p{L}\\p{N}]+"
-         "[\\r\\n]*|\\s*[\\r\\n]+|\\s+(?!\\S)|\\s+", split_qwen2},
-        {"'s|'t|'re|'ve|'m|'ll|'d| ?\\p{L}+| ?\\p{N}+| ?[^\\s\\p{L}\\p{N}]+|\\s+(?!\\S)|\\s+",
-         split_gpt2},
-    };
     const char *pattern = json_text(json_get(split, "pattern"), "Regex", "");
     t->split = NULL;
-    for (i64 i = 0; i < COUNT(known); i++)
-        if (!strcmp(pattern, known[i].pattern)) t->split = known[i].split;
+    for (i64 i = 0; i < COUNT(split_patterns); i++)
+        if (!strcmp(pattern, split_patterns[i].pattern)) t->split = split_patterns[i].split;
     if (!t->split || strcmp(json_text(split, "behavior", ""), "Isolated")
         || json_bool(split, "invert", false))
         return fail_unsupported(t, "the pattern", pattern, "GPT-2's, Llama 3's or Qwen 2's");
@@ -7727,6 +7732,7 @@ static param *add_param(nxt_model *m, const param_row *r, i64 l) {
                  && (r->role != EMBED_W || m->s.tied); /* tied: the head's, too */
     p->decay = r->rows != ONE; /* as Hugging Face's Trainer: not biases, not norms */
     p->init = start_of(m->family, r);
+    p->role = (int)r->role, p->layer = l;
     m->elements += p->w.rows * p->w.cols;
     return p;
 }
@@ -9683,26 +9689,31 @@ static tensor_plan plan_tensor(const char *name, dtype type, const mat *w, void 
     return t;
 }
 
-/* Everything that makes a model directory; fetch says what is in a tensor. Tensors go in the
- * order of the parameter list, which decides what goes into which shard. Weights come last:
- * of the files that save_begin_into puts in place one by one, they are what the others
- * describe. */
-static nxt_status save_files(save *s, const nxt_model *m, const nxt_save_config *c, dtype type,
-                             tensor_fetch fetch, void *user) {
+/* All parameters as `name`, or as shards of it; fetch says what is in a tensor. Tensors go in
+ * the order of the parameter list, which decides what goes into which shard. */
+static nxt_status save_weights(save *s, const char *name, const nxt_model *m, dtype type,
+                               i64 shard_bytes, tensor_fetch fetch_values, void *user) {
     tensor_plan *plans;
+    TRY(mem_get(m->cx, &plans, m->base_count, sizeof *plans));
+    for (i64 i = 0; i < m->base_count; i++)
+        plans[i] = plan_tensor(m->params[i].name, type, &m->params[i].w, &m->params[i]);
+    nxt_status status = safetensors_write(s, name, &(tensor_set){
+        .plans = plans, .count = m->base_count, .shard_bytes = shard_bytes,
+        .fetch = fetch_values, .user = user});
+    mem_drop(m->cx, plans);
+    return status;
+}
+
+/* Everything that makes a model directory. Weights come last: of the files that
+ * save_begin_into puts in place one by one, they are what the others describe. */
+static nxt_status save_files(save *s, const nxt_model *m, const nxt_save_config *c, dtype type,
+                             tensor_fetch fetch_values, void *user) {
     buffer config = {.cx = m->cx};
     write_config(&config, m, type);
     TRY(save_buffer(s, "config.json", &config));
     TRY(save_tokenizer(s, c->tokenizer));
     TRY(save_generation_config(s, m));
-    TRY(mem_get(m->cx, &plans, m->base_count, sizeof *plans));
-    for (i64 i = 0; i < m->base_count; i++)
-        plans[i] = plan_tensor(m->params[i].name, type, &m->params[i].w, &m->params[i]);
-    nxt_status status = safetensors_write(s, "model.safetensors", &(tensor_set){
-        .plans = plans, .count = m->base_count, .shard_bytes = c->shard_bytes,
-        .fetch = fetch, .user = user});
-    mem_drop(m->cx, plans);
-    return status;
+    return save_weights(s, "model.safetensors", m, type, c->shard_bytes, fetch_values, user);
 }
 
 /* Merging: W + scale B A, element by element, on the way to the file. A and B of the layer at
@@ -11190,7 +11201,7 @@ nxt_status nxt_run_checkpoint(nxt_run *r, nxt_run_info *info) {
  * skipped step has no loss that could be averaged; its tokens and its time count.
  *
  * Floating-point operations are those of Hugging Face's total_flos: 6 for every token and
- * parameter (§23 has the reason), input embedding left out, since it is a lookup. */
+ * parameter (§24 has the reason), input embedding left out, since it is a lookup. */
 nxt_status nxt_run_step(nxt_run *r, nxt_run_info *info) {
     run_state *s = &r->state;
     *info = (nxt_run_info){0};
@@ -11357,7 +11368,833 @@ nxt_status nxt_run_last_checkpoint(nxt_context *cx, const char *output_dir, char
 }
 
 /* ============================================================================
- * § 23  The program
+ * § 23  Export (skip)
+ *
+ * A model as one file for other programs: safetensors in another type, or GGUF [GGUF], the
+ * format of llama.cpp and of what is built on it. A GGUF holds all that is needed to run:
+ *
+ *     "GGUF", version 3, number of tensors, number of pairs
+ *     pairs     key, type, value: sizes of the model, then the whole tokenizer
+ *     tensors   name, dimensions (the fastest first), type, place in the data
+ *     data      starting at, and each tensor starting at, a multiple of 32
+ *
+ * Its readers have one forward pass per architecture, with less freedom than ours. Values are
+ * put where that pass expects them (below); what it could not compute is refused by name, for
+ * a file that loads and answers nonsense is worse than none.
+ */
+#if !defined(NXT_NO_REPORT)
+
+/* GGUF's numbers for the types of tensors and of whole files. Q8_0 stands for 32 values of a
+ * row by their largest magnitude / 127, in f16, and 32 whole multiples of it: 8.5 bits each. */
+enum { Q8_0 = 3, Q8_BLOCK = 32, GGUF_ALIGN = 32 };
+static const struct gguf_kind {
+    const char *name;
+    u32 tensor, file;
+    i64 block, bytes; /* values of a block; what they take */
+} gguf_kinds[] = {[F32] = {"f32", 0, 0, 1, 4}, [F16] = {"f16", 1, 1, 1, 2},
+                  [BF16] = {"bf16", 30, 32, 1, 2}, [Q8_0] = {"q8_0", 8, 7, Q8_BLOCK, 34}};
+
+enum { GGUF_U32 = 4, GGUF_I32 = 5, GGUF_FLOAT = 6, GGUF_BOOL = 7, GGUF_TEXT = 8, GGUF_ARRAY = 9 };
+
+static const char *const gguf_names[ROLES] = {
+    [EMBED_W] = "token_embd.weight", [POSITION_W] = "position_embd.weight",
+    [FINAL_NORM_W] = "output_norm.weight", [FINAL_NORM_B] = "output_norm.bias",
+    [HEAD_W] = "output.weight", [NORM1_W] = "blk.%d.attn_norm.weight",
+    [NORM1_B] = "blk.%d.attn_norm.bias", [QKV_W] = "blk.%d.attn_qkv.weight",
+    [QKV_B] = "blk.%d.attn_qkv.bias", [Q_W] = "blk.%d.attn_q.weight",
+    [Q_B] = "blk.%d.attn_q.bias", [K_W] = "blk.%d.attn_k.weight",
+    [K_B] = "blk.%d.attn_k.bias", [V_W] = "blk.%d.attn_v.weight",
+    [V_B] = "blk.%d.attn_v.bias", [OUT_W] = "blk.%d.attn_output.weight",
+    [OUT_B] = "blk.%d.attn_output.bias", [NORM2_W] = "blk.%d.ffn_norm.weight",
+    [NORM2_B] = "blk.%d.ffn_norm.bias", [GATE_W] = "blk.%d.ffn_gate.weight",
+    [GATE_B] = "blk.%d.ffn_gate.bias", [UP_W] = "blk.%d.ffn_up.weight",
+    [UP_B] = "blk.%d.ffn_up.bias", [DOWN_W] = "blk.%d.ffn_down.weight",
+    [DOWN_B] = "blk.%d.ffn_down.bias",
+};
+
+/* A tensor of the file: (rows, cols), or a vector of `rows` values with cols 1. */
+typedef struct gguf_tensor {
+    char name[64];
+    int kind;
+    i64 rows, cols;
+    bool vector;
+    role role;
+    float factor;        /* of the rows of q */
+    const param *p;      /* NULL: `values`; and without those zeros */
+    const float *values;
+    i64 at;              /* its place in the data */
+} gguf_tensor;
+
+typedef struct gguf {
+    nxt_context *cx;
+    const nxt_model *m;
+    merger *merger;      /* adds what adapters add */
+    const char *architecture, *file;
+    arena arena;
+    int kind;            /* of matrices */
+    i64 pairs;
+    buffer head;         /* the pairs, later the list of tensors too */
+    gguf_tensor *tensors;
+    i64 count, capacity;
+    bool neox, llama;    /* what is rearranged: see gguf_row */
+} gguf;
+
+/* -- pairs -------------------------------------------------------------------------------
+ *
+ *     07 00 00 00 00 00 00 00  "gpt2.xy"  04 00 00 00  0c 00 00 00
+ *     length of the key        the key    a u32        12
+ *
+ * Texts have their length before them and no NUL behind; a list has the type of its items and
+ * their number before it. */
+/* The machine is little-endian (§1), and so is the file. */
+static void put_number(buffer *b, u64 x, int bytes) { buffer_add(b, &x, bytes); }
+
+static void put_string(buffer *b, const char *text, i64 n) {
+    put_number(b, (u64)n, 8);
+    buffer_add(b, text, n);
+}
+
+/* A key that begins with a dot is one of the architecture: ".block_count" becomes
+ * "llama.block_count". */
+static void put_key(gguf *g, const char *key, int type) {
+    const char *prefix = *key == '.' ? g->architecture : "";
+    put_number(&g->head, strlen(prefix) + strlen(key), 8);
+    buffer_text(&g->head, prefix);
+    buffer_text(&g->head, key);
+    put_number(&g->head, (u64)type, 4);
+    g->pairs++;
+}
+
+/* A number, truth or text under a key. Readers look for one type only: a size that came as a
+ * 64-bit number would be refused. */
+static void pair_u32(gguf *g, const char *key, i64 x) {
+    put_key(g, key, GGUF_U32);
+    put_number(&g->head, (u64)x, 4);
+}
+
+static void pair_float(gguf *g, const char *key, float x) {
+    put_key(g, key, GGUF_FLOAT);
+    put_number(&g->head, float_bits(x), 4);
+}
+
+static void pair_bool(gguf *g, const char *key, bool x) {
+    put_key(g, key, GGUF_BOOL);
+    put_number(&g->head, x, 1);
+}
+
+static void pair_text(gguf *g, const char *key, const char *text) {
+    put_key(g, key, GGUF_TEXT);
+    put_string(&g->head, text, (i64)strlen(text));
+}
+
+/* The beginning of a list; its `count` items follow. */
+static void pair_array(gguf *g, const char *key, int type, i64 count) {
+    put_key(g, key, GGUF_ARRAY);
+    put_number(&g->head, (u64)type, 4);
+    put_number(&g->head, (u64)count, 8);
+}
+
+/* -- the sizes --------------------------------------------------------------------------- */
+/* The architecture's name there, and whether its pass computes this model. GELU is taken in both
+ * forms, though that pass has the one with tanh alone: the error is that of a few f16 roundings,
+ * the user is told, and nearly all GPT-NeoX models are of the other form. */
+static nxt_status gguf_architecture(gguf *g) {
+    static const char *const names[][2] = {{"gpt_neox", "gptneox"}, {"gpt2", "gpt2"},
+                                           {"llama", "llama"}, {"qwen2", "qwen2"}};
+    const shape *s = &g->m->s;
+    const char *type = g->m->family->model_type;
+    for (i64 i = 0; i < COUNT(names); i++)
+        if (!strcmp(type, names[i][0])) g->architecture = names[i][1];
+    if (!g->architecture)
+        return fail(g->cx, NXT_UNSUPPORTED, "%s: GGUF has no architecture for %s (gpt_neox, "
+                    "gpt2, llama and qwen2 have one): export safetensors", g->m->dir, type);
+    g->neox = !strcmp(type, "gpt_neox");
+    g->llama = !strcmp(type, "llama");
+    const bool qwen = !strcmp(type, "qwen2"), rotary = s->pairs > 0;
+    const struct { bool bad; const char *why; } rules[] = { /* ggml turns values in pairs */
+        {s->gated ? s->act != NXT_SILU : s->act == NXT_SILU || s->act == NXT_RELU,
+         "its activation"},
+        {!g->neox && rotary && 2 * s->pairs != s->D, "rotary positions for a part of a head"},
+        {g->neox && (s->rotary % 2 || s->D % 2), "rotary positions in heads of an odd size"},
+        {!g->llama && s->rope_low > 0, "Llama 3's rotary scaling"},
+        {qwen && q_width(s) != s->C, "a head_dim of its own"},
+    };
+    for (i64 i = 0; i < COUNT(rules); i++)
+        if (rules[i].bad)
+            return fail(g->cx, NXT_UNSUPPORTED, "%s: GGUF's %s does not have %s",
+                        g->m->dir, g->architecture, rules[i].why);
+    return NXT_OK;
+}
+
+/* What llama.cpp's own converter writes, and rope.freq_base also for GPT-NeoX, which it
+ * forgets there. */
+static void put_sizes(gguf *g) {
+    const shape *s = &g->m->s;
+    pair_text(g, "general.architecture", g->architecture);
+    pair_text(g, "general.type", "model");
+    pair_u32(g, "general.file_type", gguf_kinds[g->kind].file);
+    pair_u32(g, "general.quantization_version", 2);
+    pair_u32(g, ".context_length", s->T);
+    pair_u32(g, ".embedding_length", s->C);
+    pair_u32(g, ".block_count", s->L);
+    pair_u32(g, ".feed_forward_length", s->F);
+    pair_u32(g, ".attention.head_count", s->H);
+    pair_u32(g, ".vocab_size", s->V);
+    pair_float(g, s->norm == NXT_RMS_NORM ? ".attention.layer_norm_rms_epsilon"
+                                          : ".attention.layer_norm_epsilon", s->eps);
+    if (g->neox) pair_bool(g, ".use_parallel_residual", s->parallel);
+    if (s->gated) pair_u32(g, ".attention.head_count_kv", s->G);
+    if (json_number(g->m->config, "head_dim", 0) > 0) {
+        pair_u32(g, ".attention.key_length", s->D);
+        pair_u32(g, ".attention.value_length", s->D);
+    }
+    if (!s->pairs) return;
+    pair_u32(g, ".rope.dimension_count", s->rotary);
+    if (s->gated || s->rope_base < 10000 || s->rope_base > 10000)
+        pair_float(g, ".rope.freq_base", s->rope_base);
+    if (s->rope_low > 0 || (s->rope_factor >= 1 && s->rope_factor <= 1)) return;
+    pair_text(g, ".rope.scaling.type", "linear");
+    pair_float(g, ".rope.scaling.factor", s->rope_factor);
+}
+
+/* -- the tokenizer ------------------------------------------------------------------------
+ *
+ * Two kinds of BPE, as their files say: byte-level, whose merges GGUF takes as they are; and
+ * SentencePiece's, which llama.cpp redoes from scores: of all neighbours that make a piece it
+ * merges those whose piece scores highest. The files rank pairs, and all pairs that make one
+ * piece stand together; so minus the rank of a piece's first pair, as its score, gives the
+ * same order:
+ *
+ *     rank 0   b c       "bc"   scores -1
+ *     rank 1   a b       "ab"   scores -2          a b c:  bc is merged first, by rank as by
+ *     rank 2   ab c      "abc"  scores -3                  score; then a bc
+ *     rank 3   a bc
+ *
+ * Form C is not for us to apply: a reader of GGUF does without, and so may cut an accent that
+ * was typed as a character of its own otherwise. */
+typedef enum piece_type {
+    PIECE_NONE, PIECE_NORMAL, PIECE_UNKNOWN, PIECE_CONTROL, PIECE_USER, PIECE_UNUSED, PIECE_BYTE
+} piece_type;
+
+typedef struct gguf_token {
+    const char *text;
+    i64 n;
+    piece_type type; /* GGUF's number */
+    float score;
+} gguf_token;
+
+typedef struct gguf_vocab {
+    gguf *g;
+    const char *path;                /* of the main file, for errors */
+    const json *root, *config, *map; /* tokenizer.json and its two companions, or NULL */
+    gguf_token *id;                  /* (V) */
+    const gguf_token **order;        /* the same by text */
+    buffer merges;
+    i64 merge_count;
+    const gguf_token *last;          /* what the merge before made */
+    bool scored, mixed; /* SentencePiece's; its merges are not in the order of scores */
+} gguf_vocab;
+
+/* By bytes, a beginning before what it begins: texts may hold NUL. */
+static int piece_order(const void *a, const void *b) {
+    const gguf_token *x = *(const gguf_token *const *)a;
+    const gguf_token *y = *(const gguf_token *const *)b;
+    const int c = memcmp(x->text, y->text, (size_t)min64(x->n, y->n));
+    return c ? c : (x->n > y->n) - (x->n < y->n);
+}
+
+/* The id of a text; -1: there is none. */
+static i64 piece_find(const gguf_vocab *t, const char *text, i64 n) {
+    const gguf_token key = {.text = text, .n = n}, *k = &key;
+    const gguf_token *const *found =
+        bsearch(&k, t->order, (size_t)t->g->m->s.V, sizeof k, piece_order);
+    return found ? *found - t->id : -1;
+}
+
+/* An added token takes the place of a piece with its id, but not that of another text. */
+static nxt_status piece_set(gguf_vocab *t, const char *text, i64 n, const json *number,
+                            piece_type type) {
+    i64 id = -1;
+    if (!json_integer(number, &id) || id < 0 || id >= t->g->m->s.V)
+        return fail(t->g->cx, NXT_FORMAT, "%s: token \"%.60s\" has no id below %" PRId64
+                    ", the vocabulary of the model", t->path, text, t->g->m->s.V);
+    gguf_token *p = &t->id[id];
+    if (p->text && (type == PIECE_NORMAL || p->n != n || memcmp(p->text, text, (size_t)n)))
+        return fail(t->g->cx, NXT_FORMAT, "%s: tokens \"%.60s\" and \"%.60s\" have one id",
+                    t->path, p->text, text);
+    if (p->type != PIECE_UNKNOWN) *p = (gguf_token){text, n, type, 0};
+    return NXT_OK;
+}
+
+/* "<0x0A>": SentencePiece's piece for a byte that no other piece covers. */
+static bool is_byte_piece(const json *v) {
+    return v->key_length == 6 && !strncmp(v->key, "<0x", 3) && v->key[5] == '>';
+}
+
+/* The vocabulary, then the tokens by decree, then texts of their own for the rows of the model's
+ * vocabulary that the tokenizer does not use: sizes are padded to round numbers. */
+static nxt_status pieces_read(gguf_vocab *t) {
+    const json *model = json_get(t->root, "model"), *vocab = json_get(model, "vocab");
+    const json *added = json_get(t->root, "added_tokens");
+    const char *kind = json_text(model, "type", "BPE"), *unk = json_text(model, "unk_token", NULL);
+    arena *a = &t->g->arena;
+    if (strcmp(kind, "BPE") || !vocab || vocab->kind != JSON_OBJECT)
+        return fail(t->g->cx, NXT_UNSUPPORTED, "%s: a model of type \"%s\", not BPE with a "
+                    "vocabulary", t->path, kind);
+    t->scored = json_bool(model, "byte_fallback", false);
+    t->id = arena_get(a, (size_t)t->g->m->s.V * sizeof *t->id);
+    t->order = arena_get(a, (size_t)t->g->m->s.V * sizeof *t->order);
+    if (!t->id || !t->order) return NXT_MEMORY;
+    for (const json *v = vocab->first; v; v = v->next)
+        TRY(piece_set(t, v->key, v->key_length, v,
+                      t->scored && is_byte_piece(v) ? PIECE_BYTE
+                      : t->scored && unk && !strcmp(v->key, unk) ? PIECE_UNKNOWN : PIECE_NORMAL));
+    for (const json *v = added ? added->first : NULL; v; v = v->next) {
+        const json *text = json_get(v, "content");
+        if (!text || text->kind != JSON_STRING)
+            return fail(t->g->cx, NXT_FORMAT, "%s: an added token without text", t->path);
+        TRY(piece_set(t, text->text, text->length, json_get(v, "id"),
+                      json_bool(v, "special", false) ? PIECE_CONTROL : PIECE_USER));
+    }
+    for (i64 i = 0; i < t->g->m->s.V; i++) {
+        gguf_token *p = &t->id[i];
+        t->order[i] = p;
+        if (p->text) continue;
+        p->text = arena_print(a, "[PAD%" PRId64 "]", i);
+        if (!p->text) return NXT_MEMORY;
+        p->n = (i64)strlen(p->text), p->type = PIECE_UNUSED;
+    }
+    return NXT_OK;
+}
+
+/* Texts are the keys of llama.cpp's own table, which stops the program when two are equal. */
+static nxt_status pieces_sort(gguf_vocab *t) {
+    const i64 V = t->g->m->s.V;
+    qsort(t->order, (size_t)V, sizeof *t->order, piece_order);
+    for (i64 i = 1; i < V; i++)
+        if (!piece_order(&t->order[i - 1], &t->order[i]))
+            return fail(t->g->cx, NXT_FORMAT, "%s: tokens %" PRId64 " and %" PRId64
+                        " have one text, \"%.60s\"", t->path, (i64)(t->order[i - 1] - t->id),
+                        (i64)(t->order[i] - t->id), t->order[i]->text);
+    return NXT_OK;
+}
+
+/* One merge: left and right, of a rank that is its number. Byte-level merges are copied as one
+ * text, the form of older files; the others leave a score at what they make. */
+static nxt_status add_merge(gguf_vocab *t, const char *left, i64 n, const char *right, i64 m) {
+    buffer both = {.cx = t->g->cx};
+    const float rank = (float)t->merge_count++;
+    if (!t->scored) {
+        put_number(&t->merges, (u64)(n + 1 + m), 8);
+        buffer_add(&t->merges, left, n);
+        buffer_text(&t->merges, " ");
+        buffer_add(&t->merges, right, m);
+        return t->merges.status;
+    }
+    buffer_add(&both, left, n);
+    buffer_add(&both, right, m);
+    nxt_status status = both.status;
+    const i64 id = status == NXT_OK ? piece_find(t, both.p, both.n) : -1;
+    if (status == NXT_OK && id < 0)
+        status = fail(t->g->cx, NXT_FORMAT, "%s: merge %" PRId64 " makes \"%.60s\", which is "
+                      "no token", t->path, t->merge_count - 1, both.p);
+    buffer_free(&both);
+    TRY(status);
+    gguf_token *p = &t->id[id];
+    t->mixed |= p->score < 0 && p != t->last;
+    if (p->score >= 0) p->score = -1 - rank;
+    t->last = p;
+    return NXT_OK;
+}
+
+/* A merge is "a b", or ["a", "b"] in newer files. The space between is looked for behind the
+ * first character, as llama.cpp does. */
+static nxt_status merges_read(gguf_vocab *t) {
+    const json *merges = json_get(json_get(t->root, "model"), "merges");
+    for (const json *v = merges ? merges->first : NULL; v; v = v->next) {
+        const json *right = v->first ? v->first->next : NULL;
+        const char *space = v->kind == JSON_STRING && v->length > 1
+                                ? memchr(v->text + 1, ' ', (size_t)v->length - 1) : NULL;
+        if (space)
+            TRY(add_merge(t, v->text, space - v->text, space + 1,
+                          v->length - 1 - (space - v->text)));
+        else if (right && v->first->kind == JSON_STRING && right->kind == JSON_STRING
+                 && !memchr(v->first->text, ' ', (size_t)v->first->length))
+            TRY(add_merge(t, v->first->text, v->first->length, right->text, right->length));
+        else
+            return fail(t->g->cx, NXT_FORMAT, "%s: merge %" PRId64 " is no pair of tokens",
+                        t->path, t->merge_count);
+    }
+    if (t->mixed)
+        say(t->g->cx, NXT_LOG_WARNING, "%s: merges of one token do not stand together: GGUF "
+            "readers may cut some words otherwise", t->path);
+    return NXT_OK;
+}
+
+/* How tokenizer.json writes its stations (§13): normaliser, pre-tokenizer and the rest are one
+ * step, or a list of steps. This is the first of that type. */
+static const json *find_step(const json *step, const char *list, const char *type) {
+    if (!strcmp(json_text(step, "type", ""), type)) return step;
+    const json *steps = json_get(step, list);
+    for (const json *v = steps ? steps->first : NULL; v; v = v->next)
+        if (!strcmp(json_text(v, "type", ""), type)) return v;
+    return NULL;
+}
+
+/* Whether a normaliser has no steps but of these two types. */
+static bool only_steps(const json *step, const char *one, const char *two) {
+    const json *steps = json_get(step, "normalizers");
+    if (!step || step->kind == JSON_NULL) return true;
+    const json *v = steps ? steps->first : step;
+    for (; v; v = steps ? v->next : NULL) {
+        const char *type = json_text(v, "type", "");
+        if (strcmp(type, one) && strcmp(type, two)) return false;
+    }
+    return true;
+}
+
+/* llama.cpp knows ways to cut text into words by name, where tokenizer.json has the pattern.
+ * "olmo" is GPT-2's for a tokenizer that also brings text into form C, as GPT-NeoX's does. */
+static nxt_status find_cutter(const gguf_vocab *t, const char **pre) {
+    const json *step = json_get(t->root, "pre_tokenizer");
+    const json *bytes = find_step(step, "pretokenizers", "ByteLevel");
+    const json *split = find_step(step, "pretokenizers", "Split");
+    const json *list = json_get(step, "pretokenizers");
+    const char *regex = json_text(json_get(split, "pattern"), "Regex", "");
+    const bool form_c = find_step(json_get(t->root, "normalizer"), "normalizers", "NFC") != NULL;
+    const i64 steps = (bytes != NULL) + (split != NULL), all = list ? list->count : steps;
+    *pre = NULL;
+    if (!only_steps(json_get(t->root, "normalizer"), t->scored ? "Prepend" : "NFC",
+                    t->scored ? "Replace" : "NFC"))
+        return fail(t->g->cx, NXT_UNSUPPORTED, "%s: GGUF readers do not have this normalizer",
+                    t->path);
+    if (t->scored) return *pre = "default", NXT_OK;
+    if (bytes && !split && json_bool(bytes, "use_regex", true)) *pre = form_c ? "olmo" : "gpt-2";
+    for (i64 i = 0; split && bytes && i < COUNT(split_patterns); i++)
+        if (!strcmp(regex, split_patterns[i].pattern)) *pre = split_patterns[i].gguf;
+    if (*pre && steps == all && !json_bool(bytes, "add_prefix_space", true)) return NXT_OK;
+    return fail(t->g->cx, NXT_UNSUPPORTED, "%s: GGUF readers have no name for this pre-tokenizer"
+                " (those of GPT-2, GPT-NeoX, Llama 3 and Qwen2 are known)", t->path);
+}
+
+/* SentencePiece's tokenizers put a space before the text, in one of two spellings. */
+static bool adds_space(const json *root) {
+    const json *meta = find_step(json_get(root, "pre_tokenizer"), "pretokenizers", "Metaspace");
+    const char *old = json_bool(meta, "add_prefix_space", true) ? "always" : "never";
+    if (find_step(json_get(root, "normalizer"), "normalizers", "Prepend")) return true;
+    return meta && strcmp(json_text(meta, "prepend_scheme", old), "never");
+}
+
+/* Whether texts begin with the bos token: by the program's own setting, else by the template
+ * that tokenizer.json applies. */
+static bool adds_bos(const gguf_vocab *t) {
+    const json *own = json_get(t->config, "add_bos_token");
+    const json *post = find_step(json_get(t->root, "post_processor"), "processors",
+                                 "TemplateProcessing");
+    const json *single = json_get(post, "single");
+    if (own && (own->kind == JSON_TRUE || own->kind == JSON_FALSE)) return own->kind == JSON_TRUE;
+    return single && json_get(single->first, "SpecialToken");
+}
+
+/* A special token by its name in the companions, else by its number in config.json. Of those that
+ * nobody names, none is written; llama.cpp then takes 11 for bos and eos, or Llama's 1 and 2. */
+static void put_special(const gguf_vocab *t, const char *name, const char *key) {
+    const json *const from[] = {t->config, t->map};
+    char member[32];
+    i64 id = -1;
+    snprintf(member, sizeof member, "%s_token", name);
+    for (i64 i = 0; i < COUNT(from) && id < 0; i++) {
+        const json *v = json_get(from[i], member), *text = json_get(v, "content");
+        if (!text) text = v;
+        if (text && text->kind == JSON_STRING) id = piece_find(t, text->text, text->length);
+    }
+    const char *unk = json_text(json_get(t->root, "model"), "unk_token", NULL);
+    if (id < 0 && unk && !strcmp(name, "unk")) id = piece_find(t, unk, (i64)strlen(unk));
+    snprintf(member, sizeof member, "%s_token_id", name);
+    const json *number = json_get(t->g->m->config, member);
+    if (number && number->kind == JSON_ARRAY) number = number->first;
+    if (id < 0 && number) (void)json_integer(number, &id);
+    if (id >= 0 && id < t->g->m->s.V) pair_u32(t->g, key, id);
+}
+
+/* The tokenizer as pairs. What a token is (its type) tells a reader whether to look for its text
+ * before cutting into words (3, 4), to print it (not 3), or to undo the alphabet of bytes (1). */
+static nxt_status put_pieces(const gguf_vocab *t, const char *pre) {
+    gguf *g = t->g;
+    const i64 V = g->m->s.V;
+    pair_text(g, "tokenizer.ggml.model", t->scored ? "llama" : "gpt2");
+    pair_text(g, "tokenizer.ggml.pre", pre);
+    pair_array(g, "tokenizer.ggml.tokens", GGUF_TEXT, V);
+    for (i64 i = 0; i < V; i++) put_string(&g->head, t->id[i].text, t->id[i].n);
+    pair_array(g, "tokenizer.ggml.token_type", GGUF_I32, V);
+    for (i64 i = 0; i < V; i++) put_number(&g->head, (u64)t->id[i].type, 4);
+    if (t->scored) {
+        pair_array(g, "tokenizer.ggml.scores", GGUF_FLOAT, V);
+        for (i64 i = 0; i < V; i++) put_number(&g->head, float_bits(t->id[i].score), 4);
+        pair_bool(g, "tokenizer.ggml.add_space_prefix", adds_space(t->root));
+    } else {
+        pair_array(g, "tokenizer.ggml.merges", GGUF_TEXT, t->merge_count);
+        buffer_add(&g->head, t->merges.p, t->merges.n);
+    }
+    put_special(t, "bos", "tokenizer.ggml.bos_token_id");
+    put_special(t, "eos", "tokenizer.ggml.eos_token_id");
+    put_special(t, "unk", "tokenizer.ggml.unknown_token_id");
+    put_special(t, "pad", "tokenizer.ggml.padding_token_id");
+    pair_bool(g, "tokenizer.ggml.add_bos_token", adds_bos(t));
+    const char *chat = json_text(t->config, "chat_template", NULL);
+    if (chat) pair_text(g, "tokenizer.chat_template", chat);
+    return g->head.status;
+}
+
+/* GPT-2's two files as the tree of a tokenizer.json: written together, then parsed. */
+static nxt_status read_two_files(gguf_vocab *t, const char *vocab, const char *merges,
+                                 json **root) {
+    buffer all = {.cx = t->g->cx}, lines = all;
+    buffer_text(&all, "{\"model\": {\"vocab\": ");
+    nxt_status status = file_read(all.cx, vocab, MOST_BYTES, &all);
+    if (status == NXT_OK) status = file_read(all.cx, merges, MOST_BYTES, &lines);
+    buffer_text(&all, ", \"merges\": [");
+    for (i64 at = 0, end, n = 0; status == NXT_OK && at < lines.n; at = end + 1) {
+        const char *feed = memchr(lines.p + at, '\n', (size_t)(lines.n - at));
+        end = feed ? feed - lines.p : lines.n;
+        const i64 length = end - at - (end > at && lines.p[end - 1] == '\r');
+        if (!length || (at == 0 && !strncmp(lines.p, "#version", 8))) continue;
+        if (n++) buffer_text(&all, ", ");
+        json_write_text(&all, lines.p + at, length);
+    }
+    buffer_text(&all, "]}, \"pre_tokenizer\": {\"type\": \"ByteLevel\", "
+                "\"add_prefix_space\": false}}");
+    if (status == NXT_OK) status = all.status;
+    if (status == NXT_OK) status = json_parse(&t->g->arena, vocab, all.p, all.n, root);
+    buffer_free(&all);
+    buffer_free(&lines);
+    return status;
+}
+
+/* The files of a directory, or of one tokenizer.json and what lies beside it. root stays NULL
+ * when there are none. */
+static nxt_status open_pieces(gguf_vocab *t, const char *path) {
+    static const char *const companions[] = {"tokenizer_config.json", "special_tokens_map.json"};
+    arena *a = &t->g->arena;
+    json *root = NULL, *beside[2] = {NULL, NULL};
+    const bool file = ends_with(path, ".json");
+    const char *dir = file ? path_parent(a, path) : path;
+    t->path = file ? path : path_join(a, path, "tokenizer.json");
+    const char *vocab = dir ? path_join(a, dir, "vocab.json") : NULL;
+    const char *merges = dir ? path_join(a, dir, "merges.txt") : NULL;
+    if (!t->path || !vocab || !merges) return NXT_MEMORY;
+    if (file || path_exists(t->path)) TRY(json_read(a, t->path, MOST_BYTES, &root));
+    else if (path_exists(vocab) && path_exists(merges)) {
+        t->path = vocab;
+        TRY(read_two_files(t, vocab, merges, &root));
+    }
+    for (i64 i = 0; i < COUNT(companions); i++) {
+        const char *name = path_join(a, dir, companions[i]);
+        if (!name) return NXT_MEMORY;
+        if (path_exists(name)) TRY(json_read(a, name, MOST_BYTES, &beside[i]));
+    }
+    t->root = root, t->config = beside[0], t->map = beside[1];
+    return NXT_OK;
+}
+
+/* From `wanted`, or from the model's directory, which need not have one: such a model is run
+ * by ids. */
+static nxt_status put_tokenizer(gguf *g, const char *wanted) {
+    const char *path = wanted ? wanted : g->m->dir;
+    gguf_vocab t = {.g = g, .merges.cx = g->cx};
+    const char *pre = NULL;
+    nxt_status status = open_pieces(&t, path);
+    if (status == NXT_OK && !t.root && wanted)
+        status = fail(g->cx, NXT_IO, "%s: no tokenizer.json here, nor vocab.json with merges.txt",
+                      path);
+    else if (status == NXT_OK && !t.root) {
+        say(g->cx, NXT_LOG_WARNING, "%s: no tokenizer: %s will know ids only", path, g->file);
+        pair_text(g, "tokenizer.ggml.model", "none");
+    } else if (status == NXT_OK) {
+        status = pieces_read(&t);
+        if (status == NXT_OK) status = pieces_sort(&t);
+        if (status == NXT_OK) status = merges_read(&t);
+        if (status == NXT_OK) status = find_cutter(&t, &pre);
+        if (status == NXT_OK) status = put_pieces(&t, pre);
+    }
+    buffer_free(&t.merges);
+    arena_free(&g->arena);
+    return status;
+}
+
+/* -- the tensors -------------------------------------------------------------------------- */
+/* Appends a tensor, behind the one before it in the data. A vector stays f32, as do positions,
+ * which are added to f32; rows that do not fill blocks are f16. */
+static nxt_status add_tensor(gguf *g, gguf_tensor t) {
+    const bool exact = t.vector || t.role == POSITION_W;
+    t.kind = exact ? (int)F32 : g->kind == Q8_0 && t.cols % Q8_BLOCK ? (int)F16 : g->kind;
+    const struct gguf_kind *k = &gguf_kinds[t.kind];
+    const gguf_tensor *last = g->count ? &g->tensors[g->count - 1] : NULL;
+    const struct gguf_kind *before = last ? &gguf_kinds[last->kind] : k;
+    if (last)
+        t.at = round_up(last->at + last->rows * last->cols / before->block * before->bytes,
+                        GGUF_ALIGN);
+    TRY(mem_grow(g->cx, &g->tensors, g->count, g->count + 1, &g->capacity, sizeof *g->tensors));
+    g->tensors[g->count++] = t;
+    return NXT_OK;
+}
+
+/* The parameter p as a tensor. GPT-2's matrices are turned to (out, in). GGUF's passes know
+ * one scale of attention, 1/sqrt(D): another is multiplied into q, of which scores are a linear
+ * function. */
+static nxt_status add_param_tensor(gguf *g, const param *p, role r) {
+    const shape *s = &g->m->s;
+    const bool vector = p->w.rows == 1;
+    gguf_tensor t = {.role = r, .p = p, .vector = vector, .factor = 1};
+    t.rows = vector || p->in_first ? p->w.cols : p->w.rows;
+    t.cols = vector ? 1 : p->in_first ? p->w.rows : p->w.cols;
+    if (!s->scaled) t.factor *= sqrtf((float)s->D);
+    if (s->scaled_by_layer) t.factor /= (float)(p->layer + 1);
+    snprintf(t.name, sizeof t.name, gguf_names[r], (int)p->layer);
+    return add_tensor(g, t);
+}
+
+/* What GPT-NeoX's pass reads although a model with attention_bias false has none: biases of
+ * attention, as zeros, which change nothing. */
+static nxt_status add_zeros(gguf *g, const param *p, role r) {
+    gguf_tensor t = {.role = r, .vector = true, .rows = p->w.rows, .cols = 1};
+    snprintf(t.name, sizeof t.name, gguf_names[r], (int)p->layer);
+    return add_tensor(g, t);
+}
+
+/* Llama 3's stretched waves (§14) as divisors of the plain ones. */
+static nxt_status add_waves(gguf *g) {
+    const shape *s = &g->m->s;
+    float *values = arena_get(&g->arena, (size_t)s->pairs * sizeof *values);
+    if (!values) return NXT_MEMORY;
+    for (i64 i = 0; i < s->pairs; i++)
+        values[i] = 1 / powf(s->rope_base, 2 * (float)i / (float)s->rotary) / g->m->freq[i];
+    return add_tensor(g, (gguf_tensor){.name = "rope_freqs.weight", .vector = true,
+                                       .rows = s->pairs, .cols = 1, .values = values});
+}
+
+/* In the order of the parameter list. A tied head is a copy of the embedding where the reader
+ * asks for one; Llama's and Qwen2's take the embedding. */
+static nxt_status list_tensors(gguf *g) {
+    const nxt_model *m = g->m;
+    for (i64 i = 0; i < m->base_count; i++) {
+        const param *p = &m->params[i];
+        TRY(add_param_tensor(g, p, (role)p->role));
+        if (!g->neox || m->s.qkv_bias) continue;
+        if (p->role == QKV_W) TRY(add_zeros(g, p, QKV_B));
+        if (p->role == OUT_W) TRY(add_zeros(g, p, OUT_B));
+    }
+    if (m->s.tied && !m->s.gated) TRY(add_param_tensor(g, m->embed, HEAD_W));
+    return m->s.rope_low > 0 ? add_waves(g) : NXT_OK;
+}
+
+/* The row of the parameter that becomes row r of the tensor.
+ *
+ *     GPT-NeoX, q, k and v    head h has rows 3hD .. 3hD+3D, its q, k and v; wanted are all q,
+ *                             then all k, then all v
+ *     Llama, q and k          value i of a head turns with value i + D/2; wanted are the two
+ *                             side by side, at 2i and 2i + 1
+ *
+ * The rest stays. Scores are sums over a head's values, so their order there does not matter,
+ * as long as q and k agree. */
+static i64 gguf_row(const gguf *g, const gguf_tensor *t, i64 r) {
+    const i64 D = g->m->s.D, all = q_width(&g->m->s), d = r % D, head = r % all / D;
+    const role w = t->role;
+    if (g->neox && (w == QKV_W || w == QKV_B)) return (3 * head + r / all) * D + d;
+    if (g->llama && (w == Q_W || w == Q_B || w == K_W || w == K_B))
+        return r - d + d % 2 * (D / 2) + d / 2;
+    return r;
+}
+
+/* Elements [at, at + n) of a parameter, its adapter merged. Reading is as in saving (§19): a
+ * trained model that is not finite is refused here, too. */
+static nxt_status fetch(const gguf *g, const gguf_tensor *t, i64 at, i64 n, float *out) {
+    const tensor_plan plan = {.name = t->name, .source = (void *)(uintptr_t)t->p};
+    return fetch_merged(g->merger, &plan, at, n, out);
+}
+
+/* Rows [r, r + n) of a tensor as f32. column: room for n values. */
+static nxt_status tensor_rows(const gguf *g, const gguf_tensor *t, i64 r, i64 n, float *out,
+                            float *column) {
+    if (!t->p) {
+        for (i64 i = 0; i < n; i++) out[i] = t->values ? t->values[r + i] : 0;
+        return NXT_OK;
+    }
+    if (t->p->in_first && !t->vector) { /* stored as (cols, rows) */
+        for (i64 c = 0; c < t->cols; c++) {
+            TRY(fetch(g, t, c * t->rows + r, n, column));
+            for (i64 i = 0; i < n; i++) out[i * t->cols + c] = column[i];
+        }
+    } else
+        for (i64 i = 0, run; i < n; i += run) { /* rows that lie together are read at once */
+            const i64 from = gguf_row(g, t, r + i);
+            for (run = 1; i + run < n && gguf_row(g, t, r + i + run) == from + run;) run++;
+            TRY(fetch(g, t, from * t->cols, run * t->cols, out + i * t->cols));
+        }
+    const i64 q_rows = t->role == QKV_W || t->role == QKV_B ? q_width(&g->m->s) : 0;
+    for (i64 i = 0; i < min64(n, q_rows - r) * t->cols; i++) out[i] *= t->factor;
+    return NXT_OK;
+}
+
+/* n values, a multiple of 32, as blocks, each the unit and then its multiples. Rounding is to
+ * nearest, halves away from zero, as the format's reference has it: the same bytes. */
+static nxt_status quantize(const gguf *g, const gguf_tensor *t, const float *x, i64 n, u8 *out) {
+    for (i64 i = 0; i < n; i += Q8_BLOCK, out += gguf_kinds[Q8_0].bytes) {
+        float most = 0;
+        bool finite = true;
+        for (int k = 0; k < Q8_BLOCK; k++) {
+            most = fmaxf(most, fabsf(x[i + k]));
+            finite &= isfinite(x[i + k]) != 0;
+        }
+        const float unit = most / 127;
+        const u16 half = f32_to_f16(unit);
+        if (!finite || !isfinite(f16_to_f32(half)))
+            return fail(g->cx, NXT_FORMAT, "%s: tensor %s holds values up to %g, too large for "
+                        "q8_0: export f32 or bf16", g->file, t->name, (double)most);
+        memcpy(out, &half, sizeof half);
+        for (int k = 0; k < Q8_BLOCK; k++)
+            out[2 + k] = (u8)(int8_t)(unit > 0 ? roundf(x[i + k] * (1 / unit)) : 0);
+    }
+    return NXT_OK;
+}
+
+/* A tensor, a piece of whole rows at a time, and zeros up to the next multiple of 32. */
+static nxt_status write_gguf_tensor(const gguf *g, save_file *f, const gguf_tensor *t,
+                                    float *stage, i64 room) {
+    static const u8 zeros[GGUF_ALIGN];
+    const struct gguf_kind *k = &gguf_kinds[t->kind];
+    const tensor_plan plan = {.name = t->name, .type = t->kind == Q8_0 ? F32 : (dtype)t->kind};
+    float *column = stage + room; /* three parts: rows, a column, rows packed */
+    void *packed = column + room;
+    const i64 most = room / t->cols;
+    for (i64 r = 0, n; r < t->rows; r += n) {
+        n = min64(most, t->rows - r);
+        const i64 values = n * t->cols, bytes = values / k->block * k->bytes;
+        TRY(check_cancel(g->cx));
+        TRY(tensor_rows(g, t, r, n, stage, column));
+        if (t->kind == Q8_0) TRY(quantize(g, t, stage, values, packed));
+        else if (t->kind != F32) TRY(narrow(f, &plan, stage, values, packed));
+        TRY(save_bytes(f, t->kind == F32 ? (const void *)stage : packed, bytes));
+    }
+    const i64 end = t->rows * t->cols / k->block * k->bytes;
+    return save_bytes(f, zeros, round_up(end, GGUF_ALIGN) - end);
+}
+
+/* The head of the file: what comes first, the pairs, the list of tensors. Places are relative to
+ * the data, which is why the list can be written without knowing its own length. */
+static nxt_status write_gguf_head(gguf *g, save_file *f) {
+    buffer b = {.cx = g->cx};
+    buffer_text(&b, "GGUF");
+    put_number(&b, 3, 4);
+    put_number(&b, (u64)g->count, 8);
+    put_number(&b, (u64)g->pairs, 8);
+    for (i64 i = 0; i < g->count; i++) {
+        const gguf_tensor *t = &g->tensors[i];
+        put_string(&g->head, t->name, (i64)strlen(t->name));
+        put_number(&g->head, t->vector ? 1 : 2, 4);
+        if (!t->vector) put_number(&g->head, (u64)t->cols, 8);
+        put_number(&g->head, (u64)t->rows, 8);
+        put_number(&g->head, gguf_kinds[t->kind].tensor, 4);
+        put_number(&g->head, (u64)t->at, 8);
+    }
+    while ((b.n + g->head.n) % GGUF_ALIGN && g->head.status == NXT_OK)
+        put_number(&g->head, 0, 1);
+    nxt_status status = b.status != NXT_OK ? b.status : g->head.status;
+    if (status == NXT_OK) status = save_bytes(f, b.p, b.n);
+    if (status == NXT_OK) status = save_bytes(f, g->head.p, g->head.n);
+    buffer_free(&b);
+    return status;
+}
+
+/* The stage holds one row at least: the widest is a layer's feed-forward. That, a head of names
+ * and texts, and the two matrices of one adapter are all the memory an export takes, however
+ * large the model: its weights come from the map and go to the file. */
+static nxt_status write_gguf(gguf *g, save *s, const char *name) {
+    const i64 room = max64(STAGE, max64(g->m->s.C, max64(g->m->s.F, q_width(&g->m->s))));
+    save_file f = {.fd = -1};
+    float *stage;
+    TRY(mem_get(g->cx, &stage, 3 * room, sizeof *stage));
+    nxt_status status = save_open(s, name, &f);
+    if (status == NXT_OK) status = write_gguf_head(g, &f);
+    for (i64 i = 0; i < g->count && status == NXT_OK; i++)
+        status = write_gguf_tensor(g, &f, &g->tensors[i], stage, room);
+    mem_drop(g->cx, stage);
+    return save_close(&f, status);
+}
+
+/* What can be refused is refused before the first byte is written. */
+static nxt_status export_gguf(save *s, const char *name, merger *adapters, int kind,
+                              const char *file, const char *tokenizer) {
+    const nxt_model *m = adapters->m;
+    gguf g = {.cx = m->cx, .m = m, .merger = adapters, .file = file, .kind = kind,
+              .arena.cx = m->cx, .head.cx = m->cx};
+    nxt_status status = gguf_architecture(&g);
+    if (status == NXT_OK) put_sizes(&g);
+    if (status == NXT_OK) status = put_tokenizer(&g, tokenizer);
+    if (status == NXT_OK) status = list_tensors(&g);
+    if (status == NXT_OK) status = write_gguf(&g, s, name);
+    if (status == NXT_OK && m->s.act == NXT_GELU)
+        say(m->cx, NXT_LOG_INFO, "%s: its readers compute GELU by tanh, this model by erf: "
+            "logits will differ in the third digit", file);
+    buffer_free(&g.head);
+    mem_drop(g.cx, g.tensors);
+    arena_free(&g.arena);
+    return status;
+}
+
+nxt_export_config nxt_export_config_default(void) { return (nxt_export_config){NULL, NULL, NULL}; }
+
+/* GGUF or not, by the format's name, else by the end of the file's. */
+static nxt_status export_format(nxt_context *cx, const char *file, const char *format,
+                                bool *gguf_wanted) {
+    static const char *const known[] = {"safetensors", "gguf"};
+    const char *slash = strrchr(file, '/'), *dot = strrchr(slash ? slash : file, '.');
+    if (!format) format = dot ? dot + 1 : "";
+    for (int i = 0; i < COUNT(known); i++)
+        if (!strcmp(format, known[i])) return *gguf_wanted = i, NXT_OK;
+    return fail(cx, NXT_ARGUMENT, "%s: format \"%s\": gguf and safetensors are known", file,
+                format);
+}
+
+/* Saved into the directory of `file`, of which nothing else is touched: not even the shards
+ * that a model.safetensors of this name would make stale, for they may be the original. */
+nxt_status nxt_model_export(const nxt_model *m, const char *file,
+                            const nxt_export_config *config) {
+    const nxt_export_config c = config ? *config : nxt_export_config_default();
+    const char *slash = strrchr(file, '/'), *name = slash ? slash + 1 : file;
+    arena a = {.cx = m->cx};
+    save s = {.cx = m->cx};
+    merger adapters = {.m = m};
+    bool as_gguf = false;
+    dtype type = m->stored;
+    TRY(export_format(m->cx, file, c.format, &as_gguf));
+    const bool q8 = as_gguf && c.dtype && !strcmp(c.dtype, "q8_0");
+    if (!q8) TRY(parse_dtype(m->cx, c.dtype, &type));
+    const char *parent = path_parent(&a, file);
+    nxt_status status = parent ? save_begin_into(m->cx, parent, &s) : NXT_MEMORY;
+    arena_free(&a);
+    TRY(status);
+    s.lone = true;
+    if (as_gguf)
+        status = export_gguf(&s, name, &adapters, q8 ? (int)Q8_0 : (int)type, file,
+                             c.tokenizer);
+    else status = save_weights(&s, name, m, type, 0, fetch_merged, &adapters);
+    mem_drop(m->cx, adapters.a);
+    mem_drop(m->cx, adapters.b);
+    return save_end(&s, status);
+}
+#else
+nxt_export_config nxt_export_config_default(void) { return (nxt_export_config){NULL, NULL, NULL}; }
+
+nxt_status nxt_model_export(const nxt_model *m, const char *file,
+                            const nxt_export_config *config) {
+    (void)config;
+    return fail(m->cx, NXT_UNSUPPORTED, "%s: built without export (NXT_NO_REPORT)", file);
+}
+#endif /* NXT_NO_REPORT */
+
+/* ============================================================================
+ * § 24  The program
  *
  * An example of using the header, and nothing but the header: options from one table,
  * lines on a terminal, signals. Machine-readable results go to standard output, everything
@@ -11389,7 +12226,7 @@ enum { FAILED = 1, USAGE = 2, INTERRUPTED = 130 };
  * not ignored: `eval --learning-rate` can only be a misunderstanding. */
 enum {
     TRAIN = 1, EVAL = 2, GENERATE = 4, TOKENIZE = 8, INFO = 16, INIT = 32, BENCH = 64,
-    MERGE = 128, ANY = 255, DATA = TRAIN | EVAL | GENERATE | INFO
+    MERGE = 128, EXPORT = 256, ANY = 511, DATA = TRAIN | EVAL | GENERATE | INFO
 };
 
 /* Texts are not copied: they are argv's, or the context keeps them. */
@@ -11408,7 +12245,7 @@ typedef struct options {
     nxt_lora_config lora;
     text_list data, stop;
     const char *model, *adapter, *freeze, *train_only, *config, *eval_data, *resume, *prompt,
-        *prompts, *file, *cpu, *tensors;
+        *prompts, *file, *cpu, *tensors, *output, *format;
     const char *truncation, *train_on, *schedule, *eval_strategy, *save_strategy, *optim,
         *device; /* words, until settle_options turns them into numbers */
     double eval_split, test_split;
@@ -11439,7 +12276,7 @@ typedef struct option {
 static const option option_table[] = {
     /* files; the library wants a directory, find_model makes one of what is written here */
     {"model", TEXT("DIR", model), ANY & ~INIT, "model directory, hub-cache folder or hub name"},
-    {"adapter", TEXT("DIR", adapter), TRAIN | EVAL | GENERATE | INFO | MERGE,
+    {"adapter", TEXT("DIR", adapter), TRAIN | EVAL | GENERATE | INFO | MERGE | EXPORT,
      "LoRA adapters on the model, as PEFT or train writes them"},
     {"tokenizer", TEXT("PATH", r.tokenizer), ANY & ~BENCH,
      "tokenizer.json or a folder; default: the model's"},
@@ -11534,8 +12371,10 @@ static const option option_table[] = {
     {"lines", FLAG(lines), TOKENIZE, "every line a text of its own"},
     {"count", FLAG(count), TOKENIZE, "print the number of tokens only"},
     {"tensors", TEXT("PATTERN", tensors), INFO, "list the tensors of such names; '*': all"},
-    {"dtype", TEXT("T", r.dtype), TRAIN | INIT | MERGE,
-     "f32, f16 or bf16 for what is saved; default: as the base"},
+    {"output", TEXT("FILE", output), EXPORT, "where the model goes; must not exist"},
+    {"format", TEXT("F", format), EXPORT, "gguf or safetensors; default: as FILE ends"},
+    {"dtype", TEXT("T", r.dtype), TRAIN | INIT | MERGE | EXPORT,
+     "f32, f16 or bf16 (export to gguf: q8_0 too) for what is saved; default: as the base"},
     {"bf16", FLAG(bf16), TRAIN | EVAL | GENERATE | BENCH,
      "multiply in bf16 where the processor does that faster; sums stay f32"},
     {"profile", FLAG(profile), TRAIN, "say at the end which operations took the time"},
@@ -13113,6 +13952,26 @@ static int run_merge(app *a) {
     return 0;
 }
 
+/* -- export ---------------------------------------------------------------------------- */
+static int run_export(app *a) {
+    options *o = &a->o;
+    const nxt_export_config c = {o->format, o->r.dtype, o->r.tokenizer};
+    if (!o->output) return complain(USAGE, "--output is missing");
+    if (c.format && choose_word("format", c.format, "gguf, safetensors") < 0) return USAGE;
+    if (c.dtype && choose_word("dtype", c.dtype, "f32, f16, bf16, q8_0, float32, float16, "
+                               "bfloat16, fp16") < 0)
+        return USAGE;
+    o->r.dtype = NULL; /* other commands do not know q8_0 */
+    DO(settle_options(o));
+    DO(find_model(a));
+    if (file_exists(o->output, ""))
+        return complain(FAILED, "%s: is there already and is not replaced", o->output);
+    DO(open_weights(a, o->adapter, &a->model));
+    ASK(nxt_model_export(a->model, o->output, &c));
+    fprintf(stderr, "the model is in %s\n", o->output);
+    return 0;
+}
+
 /* -- main ------------------------------------------------------------------------------ */
 typedef struct command {
     const char *name;
@@ -13239,6 +14098,7 @@ static const command command_table[] = {
     {"info", INFO, run_info, "architecture, parameters, memory"},
     {"init", INIT, run_init, "a model directory with random weights"},
     {"merge", MERGE, run_merge, "a model with its adapters added to its weights"},
+    {"export", EXPORT, run_export, "a model as one file: GGUF for llama.cpp, or safetensors"},
     {"bench", BENCH, run_bench, "what this machine can do, and how much of it a step uses"},
 };
 
@@ -13337,6 +14197,7 @@ int main(int argc, char **argv) {
  * [RFC8259] JSON.   [APPNOTE] PKWARE's description of zip.   [Keskar19] CTRL.
  * [Holtzman20] The curious case of neural text degeneration.    [Rajpurkar16] SQuAD.
  * [Levenshtein66] Binary codes that correct deletions, insertions and reversals.
+ * [GGUF] github.com/ggml-org/ggml, docs/gguf.md
  * [Kaplan20] Scaling laws for neural language models.           [Loshchilov17] SGDR.
  */
 

@@ -196,6 +196,12 @@ typedef struct nxt_save_config {
     int merge;              /* with adapters: the whole model, they added to its weights */
 } nxt_save_config;
 
+typedef struct nxt_export_config {
+    const char *format;    /* "gguf" or "safetensors"; NULL: as the file's name ends */
+    const char *dtype;     /* "f32", "f16", "bf16", for gguf "q8_0" too; NULL: as stored */
+    const char *tokenizer; /* file or directory; NULL: the model's. Only gguf holds one */
+} nxt_export_config;
+
 /* LoRA: A (rank, in) and B (out, rank) beside the frozen weights of linear layers. */
 typedef struct nxt_lora_config {
     int rank;            /* default 8 */
@@ -246,6 +252,14 @@ NXT_API NXT_CHECKED nxt_status nxt_lora_base(nxt_context *ctx, const char *dir,
 NXT_API NXT_CHECKED nxt_status nxt_model_init(nxt_context *ctx, const char *config_file,
                                               const char *tokenizer, const char *dir,
                                               const char *dtype, uint64_t seed);
+/* The model, its adapters merged, as one file for other programs: complete or absent, in the
+ * place of a file of that name. GGUF (llama.cpp's) is for GPT-NeoX, GPT-2, Llama and Qwen2;
+ * matrices take dtype, vectors stay f32. NXT_UNSUPPORTED: the format cannot say what this model
+ * computes, or how its tokenizer cuts. One piece of a tensor is in memory at a time, and before
+ * that the tokenizer's files as trees. */
+NXT_API NXT_CHECKED nxt_status nxt_model_export(const nxt_model *model, const char *file,
+                                                const nxt_export_config *config);
+NXT_API nxt_export_config nxt_export_config_default(void);
 NXT_API void nxt_model_describe(const nxt_model *model, nxt_model_info *info);
 /* Whether a text is over when the model says this id: any of the eos_token_id of config.json
  * and generation_config.json. */

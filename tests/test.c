@@ -31,6 +31,7 @@ static int counted_fsync(int fd) {
 #include "test_data.h"
 #include "test_session.h"
 #include "test_report.h"
+#include "test_export.h"
 
 #define ROW(name) {#name, test_##name}
 static const test_row tests[] = {
@@ -162,6 +163,10 @@ static const test_row tests[] = {
     ROW(utf8_whole),
     ROW(exact_match),
     /* §23 */
+    ROW(export_pico), ROW(export_neox), ROW(export_gpt2), ROW(export_llama),
+    ROW(export_spm), ROW(export_bpe), ROW(export_refused), ROW(export_safetensors),
+    ROW(export_adapter),
+    /* §24 */
     ROW(eval_numbers),
     ROW(info_numbers),
     ROW(stream_utf8),

@@ -990,6 +990,29 @@ static void test_pico(void) {
     nxt_context_destroy(cx);
 }
 
+/* One file for other programs. */
+static void test_export(void) {
+    nxt_context *cx = plain_context();
+    nxt_model *m;
+    nxt_export_config c = nxt_export_config_default();
+    char head[4] = "";
+    CHECK(c.format == NULL && c.dtype == NULL && c.tokenizer == NULL);
+    if (OK(cx, nxt_model_load(&m, cx, micro_dir()))) {
+        CHECK(OK(cx, nxt_model_export(m, scratch("export/micro.gguf"), NULL)));
+        FILE *f = fopen(scratch("export/micro.gguf"), "rb");
+        CHECK(f && fread(head, 1, 4, f) == 4 && !memcmp(head, "GGUF", 4));
+        if (f) fclose(f);
+        c.format = "safetensors", c.dtype = "f16";
+        CHECK(OK(cx, nxt_model_export(m, scratch("export/micro.bin"), &c)));
+        c.format = "zip";
+        CHECK(nxt_model_export(m, scratch("export/micro.zip"), &c) == NXT_ARGUMENT);
+        CHECK(strstr(nxt_error_message(cx), "zip") != NULL);
+        CHECK(exists(scratch("export"), "micro.bin") && !exists(scratch("export"), "micro.zip"));
+    }
+    nxt_model_destroy(m);
+    nxt_context_destroy(cx);
+}
+
 /* -- The table ----------------------------------------------------------------------------- */
 typedef struct test_row {
     const char *name;
@@ -1005,6 +1028,7 @@ static const test_row tests[] = {
     {"header_example", test_header_example}, {"trainer", test_trainer}, {"run", test_run},
     {"adapters", test_adapters}, {"freeze", test_freeze},
     {"cancel", test_cancel}, {"all_reduce", test_all_reduce}, {"pico", test_pico},
+    {"export", test_export},
 };
 enum { TESTS = sizeof tests / sizeof tests[0] };
 

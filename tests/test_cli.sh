@@ -138,7 +138,7 @@ awk 'BEGIN { for (i = 0; i < 60; i++) printf "the cat %d sat on the mat in the i
 begin "help"
 run --help
 status_is 0
-for command in train eval generate tokenize info init bench; do prints "^  $command "; done
+for command in train eval generate tokenize info init export bench; do prints "^  $command "; done
 run help
 status_is 0
 run
@@ -146,7 +146,7 @@ status_is 2
 end
 
 begin "help of each command"
-for command in train eval generate tokenize info init bench; do
+for command in train eval generate tokenize info init export bench; do
     run "$command" --help
     status_is 0
     prints "neoxtune $command:"
@@ -176,6 +176,11 @@ misused "not a number" '"fast" is not a number' train --learning-rate fast
 misused "not whole" '"1.5" is not a whole number' train --max-steps 1.5
 misused "no model" 'model is missing' train --data text.txt --output-dir refused
 misused "init without config" 'config' init --output-dir refused
+misused "export without output" 'output is missing' export --model model
+misused "export without model" 'model is missing' export --output refused.gguf
+misused "export to no format" '"onnx" is none of gguf, safetensors' export --model model \
+    --output refused.gguf --format onnx
+misused "export to no type" '"q4" is none of' export --model model --output refused.gguf --dtype q4
 
 # -- init, info, train, generate, eval ---------------------------------------------------------
 begin "init"
@@ -332,6 +337,32 @@ for dir in dressed dressed/checkpoint-2; do
     run generate --model $dir --prompt the --max-new-tokens 2
     status_is 0
 done
+end
+
+begin "export"
+for type in f32 f16 bf16 q8_0; do
+    run export --model model --output gguf/of/$type.gguf --dtype $type
+    status_is 0
+    says "the model is in gguf/of/$type.gguf"
+    [ ! -s out ] || wrong "something on standard output"
+    [ "$(head -c 4 gguf/of/$type.gguf)" = GGUF ] || wrong "$type: no GGUF"
+done
+run export --model bare --tokenizer tok --output gguf/bare.gguf
+status_is 0
+grep -q '<|endoftext|>' gguf/bare.gguf || wrong "the tokenizer is not in it"
+run export --model bare --output gguf/ids.gguf
+status_is 0
+says 'no tokenizer: gguf/ids.gguf will know ids only'
+run export --model model --output gguf/copy.safetensors
+status_is 0
+same gguf/copy.safetensors model/model.safetensors # the type of the model, and its values
+run export --model model --output gguf/plain --format safetensors
+same gguf/plain model/model.safetensors
+run export --model model --output gguf/plain --format gguf
+status_is 1
+says 'gguf/plain: is there already'
+same gguf/plain model/model.safetensors
+no_rests
 end
 
 begin "config file"
@@ -722,6 +753,12 @@ refused "eval: no data file" 'nowhere.txt: cannot open' eval --model model --dat
 refused "generate: no prompts" 'nowhere.txt: cannot open' generate --model model --prompts \
     nowhere.txt
 refused "tokenize: no file" 'nowhere.txt: cannot open' tokenize --model model nowhere.txt
+refused "export: no model" 'nowhere: no such model directory' export --model nowhere \
+    --output refused/x.gguf
+refused "export: no tokenizer" 'nowhere: no tokenizer.json' export --model model --tokenizer \
+    nowhere --output refused/x.gguf
+refused "export: no format" 'format "" *: gguf and safetensors' export --model model \
+    --output refused/x
 refused "init: no config" 'nowhere.json: cannot open' init --config nowhere.json --output-dir \
     refused
 refused "init: no tokenizer" 'nowhere.json: cannot open' \
@@ -797,6 +834,9 @@ rm -rf refused
 end
 
 begin "refused: a file in the way"
+run export --model model --output wall/deep.gguf
+status_is 1
+says 'wall: '
 for dir in wall wall/deep; do
     run $(data) text.txt --output-dir $dir
     status_is 1
@@ -1188,6 +1228,10 @@ run eval --json --model model --data pairs.jsonl
 plain=$(sed -n 's/.*"loss": \([0-9.]*\).*/\1/p' out)
 run merge --adapter adapted --output-dir merged --dtype f32
 status_is 0
+run export --model merged --output gguf/merged.gguf
+run export --adapter adapted --model model --output gguf/adapted.gguf --dtype f32
+status_is 0
+same gguf/adapted.gguf gguf/merged.gguf
 run eval --json --model merged --data pairs.jsonl
 merged=$(sed -n 's/.*"loss": \([0-9.]*\).*/\1/p' out)
 awk "BEGIN { d = $adapted - $merged; exit !(d < 1e-4 && d > -1e-4 && $adapted < $plain) }" ||

@@ -1123,6 +1123,14 @@ static nxt_status stage_init(failing *f) {
     return status;
 }
 
+static nxt_status stage_export(failing *f) {
+    nxt_export_config c = nxt_export_config_default();
+    const char *out = text_of("%s/model.gguf", f->out);
+    c.dtype = "q8_0";
+    f->result = 1;
+    return nxt_model_export(f->m, out, &c);
+}
+
 static nxt_status stage_run(failing *f) {
     nxt_run_config c = nxt_run_config_default();
     nxt_run *run = NULL;
@@ -1244,6 +1252,7 @@ static void test_refused_saving(void) {
     if (failing_up(&f, "refused-saving")) {
         refuse_each(&f, "saving", stage_save, long_run ? 1 : 2);
         refuse_each(&f, "init", stage_init, long_run ? 1 : 2);
+        refuse_each(&f, "export", stage_export, 1);
         refuse_each(&f, "run", stage_run, long_run ? 1 : 3);
     }
     failing_down(&f);
