@@ -1,4 +1,4 @@
-/* neoxtune: fine-tune GPT-NeoX (Pythia) language models, in one C file.
+/* neoxtune: fine-tune language models (GPT-NeoX, GPT-2, GPT-Neo, Llama) in one C file.
  *
  *     cc -O3 -pthread -o neoxtune neoxtune.c -lm
  *     ./neoxtune train --model pythia-70m --data notes.txt --block-size 128 --output-dir tuned
@@ -7620,10 +7620,11 @@ static nxt_status config_shape(nxt_context *cx, const char *where, const json *c
         TRY(config_number(cx, where, config, &f->keys[i], s));
     TRY(config_sizes(cx, where, f, s));
     const bool rotary = !has_role(f, POSITION_W), qwen = !strcmp(type, "qwen2");
+    const bool neo = !strcmp(type, "gpt_neo");
     s->norm = f->norm, s->gated = has_role(f, GATE_W);
     s->out_bias = !qwen && s->qkv_bias;
     s->mlp_bias &= !qwen;
-    s->scaled &= s->window == 0; /* GPT-Neo's scores are not scaled */
+    s->scaled &= !neo;
     if (s->sliding)
         return fail(cx, NXT_UNSUPPORTED, "%s: use_sliding_window is not supported", where);
     TRY(config_activation(cx, where, json_text(config, f->act_key, f->act), &s->act));
@@ -7913,10 +7914,6 @@ static nxt_status read_config(nxt_model *m, const char *path) {
     TRY(status);
     m->config = config;
     TRY(config_shape(m->cx, path, config, &m->family, &m->s));
-    for (i64 i = 0; i < COUNT(m->s.dropout); i++)
-        if (m->s.dropout[i] > 0)
-            say(m->cx, NXT_LOG_WARNING, "%s: the config has dropout (%g); training here does "
-                "without", path, (double)m->s.dropout[i]);
     TRY(list_params(m));
     return set_windows(m, path);
 }
@@ -8182,9 +8179,11 @@ static nxt_status lora_begin(nxt_model *m, const nxt_lora_config *c) {
     m->lora = *c;
     m->s.lora_dropout = (float)c->dropout;
     const char *targets = c->targets ? c->targets : default_targets(m);
+    const char *base = c->base ? c->base : m->dir;
     m->lora.targets = arena_text(&m->arena, targets, strlen(targets));
+    m->lora.base = arena_text(&m->arena, base, strlen(base));
     for (i64 i = 0; i < m->base_count; i++) m->params[i].frozen = true;
-    return m->lora.targets ? NXT_OK : NXT_MEMORY;
+    return m->lora.targets && m->lora.base ? NXT_OK : NXT_MEMORY;
 }
 
 nxt_status nxt_lora_attach(nxt_model *m, const nxt_lora_config *config) {
@@ -9768,7 +9767,7 @@ static nxt_status fetch_merged(void *user, const tensor_plan *t, i64 at, i64 n, 
  * out, because older ones refuse what they do not know. */
 static void write_adapter_config(buffer *b, const nxt_model *m) {
     const nxt_lora_config *c = &m->lora;
-    const char *base = c->base ? c->base : m->dir, *list = c->targets, *item;
+    const char *base = c->base, *list = c->targets, *item;
     size_t n;
     buffer_text(b, "{\n  \"alpha_pattern\": {},\n  \"auto_mapping\": null,\n"
                 "  \"base_model_name_or_path\": ");
@@ -10089,6 +10088,11 @@ static float *moment(const nxt_trainer *t, const param *p, i64 which) {
  * that a run which starts does not run out later (I4). */
 static nxt_status trainer_prepare(nxt_trainer *t) {
     nxt_context *cx = t->cx;
+    const float *drop = t->m->s.dropout;
+    if (drop[0] > 0 || drop[1] > 0 || drop[2] > 0)
+        say(cx, NXT_LOG_WARNING, "%s: the config has dropout (%g of embeddings, %g of attention, "
+            "%g of branches); training here does without", t->m->dir, (double)drop[0],
+            (double)drop[1], (double)drop[2]);
     const i64 rows = batch_rows(t->data, t->c.batch_size);
     TRY(model_make_trainable(t->m));
     t->moments = cx->ops->alloc(cx->device, (size_t)t->m->trained * 2 * sizeof(float));
@@ -13335,9 +13339,11 @@ static int check_output(const app *a, const char *out) {
     if (!a->o.overwrite && !a->o.resume && directory_in_use(out))
         return complain(FAILED, "%s: not empty; --overwrite-output-dir replaces an earlier "
                         "run, --resume-from-checkpoint last continues it", out);
-    if (model_is_inside(a->dir, out))
+    const char *inside = model_is_inside(a->dir, out) ? a->dir : NULL;
+    if (a->o.adapter && model_is_inside(a->o.adapter, out)) inside = a->o.adapter;
+    if (inside)
         return complain(FAILED, "%s: lies in the output directory %s, whose model and "
-                        "checkpoints a run replaces: choose another directory", a->dir, out);
+                        "checkpoints a run replaces: choose another directory", inside, out);
     return 0;
 }
 
@@ -14103,7 +14109,7 @@ static const command command_table[] = {
 };
 
 static void print_commands(void) {
-    puts("neoxtune: fine-tune GPT-NeoX (Pythia) models, without Python\n\nusage: neoxtune "
+    puts("neoxtune: fine-tune language models, without Python\n\nusage: neoxtune "
          "COMMAND [OPTIONS]       neoxtune COMMAND --help\n");
     for (int64_t i = 0; i < COUNT(command_table); i++)
         printf("  %-10s %s\n", command_table[i].name, command_table[i].help);
@@ -14197,7 +14203,10 @@ int main(int argc, char **argv) {
  * [RFC8259] JSON.   [APPNOTE] PKWARE's description of zip.   [Keskar19] CTRL.
  * [Holtzman20] The curious case of neural text degeneration.    [Rajpurkar16] SQuAD.
  * [Levenshtein66] Binary codes that correct deletions, insertions and reversals.
- * [GGUF] github.com/ggml-org/ggml, docs/gguf.md
+ * [GGUF] github.com/ggml-org/ggml, docs/gguf.md    [Hu21] LoRA: low-rank adaptation.
+ * [Black21] GPT-Neo.   [Touvron23] Llama 2.   [Grattafiori24] The Llama 3 herd of models.
+ * [Shazeer20] GLU variants improve transformer.     [Chen16] Sublinear memory cost.
+ * [Srivastava14] Dropout.   [Kudo18] SentencePiece.   [Kalajdzievski23] Rank-stabilized LoRA.
  * [Kaplan20] Scaling laws for neural language models.           [Loshchilov17] SGDR.
  */
 

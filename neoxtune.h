@@ -1,4 +1,4 @@
-/* neoxtune.h: fine-tune GPT-NeoX (Pythia) language models from C.
+/* neoxtune.h: fine-tune language models (GPT-NeoX, GPT-2, GPT-Neo, Llama) from C.
  *
  * Add neoxtune.c and neoxtune.h to your program, compile neoxtune.c with -DNXT_NO_MAIN and
  * link with -lm -pthread. Ten lines fine-tune a Hugging Face model directory:

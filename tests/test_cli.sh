@@ -1244,6 +1244,10 @@ holds further/adapter_model.safetensors
 end
 
 begin "refused: adapters that fit nothing"
+run train --model model --adapter adapted --data pairs.jsonl --output-dir adapted \
+    --overwrite-output-dir --max-steps 1
+status_is 1
+says 'adapted: lies in the output directory'
 run train --model model --data pairs.jsonl --output-dir refused --lora-r 4 \
     --lora-target-modules c_attn
 status_is 1
