@@ -817,7 +817,9 @@ static void test_freeze(void) {
     nxt_train_config c = fast_training(3);
     nxt_data_config dc = nxt_data_config_default();
     for (int others = 0; others < 2; others++) {
-        rig r = {.cx = plain_context()};
+        rig r;
+        memset(&r, 0, sizeof r);
+        r.cx = plain_context();
         nxt_step_info info;
         nxt_param_info p;
         if (!OK(r.cx, nxt_model_load(&r.m, r.cx, dir))

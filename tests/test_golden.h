@@ -187,7 +187,7 @@ static void test_golden_qwen2(void) { golden_at_every_level("qwen2-tiny"); }
 static void check_recompute(nxt_context *cx, const char *name) {
     golden g;
     if (!golden_open(&g, cx, name)) return;
-    i64 n, elements = 0;
+    i64 n = 0, elements = 0;
     const tensor *t = weights_find(&g.file, "input_ids");
     i32 *ids = golden_ints(&g, "input_ids", &n), *labels = golden_ints(&g, "labels", &n);
     nxt_dataset *d = golden_data(&g, ids, labels, t->dim[0], t->dim[1]);
@@ -225,7 +225,7 @@ static void check_merged(golden *g, nxt_context *cx) {
     nxt_save_config c = nxt_save_config_default();
     nxt_model *merged;
     const char *dir = scratch("merged");
-    i64 n, compared = 0;
+    i64 n = 0, compared = 0;
     c.merge = 1;
     if (!OK(cx, nxt_model_save(g->m, dir, &c)) || !OK(cx, nxt_model_load(&merged, cx, dir))) return;
     for (i64 i = 0; i < merged->param_count; i++) {
